@@ -1,0 +1,184 @@
+package token
+
+import (
+	"encoding/base64"
+	"strings"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/json"
+)
+
+// Bounds on what is looked at before a signature has been checked.
+const (
+	maxToken  = 8 << 10 // bytes of the token
+	maxHeader = 1 << 10 // bytes of the header, decoded
+	maxKeyID  = 256
+)
+
+// rawToken is a token taken apart, with nothing in it verified.
+type rawToken struct {
+	compact string
+	alg     string
+	kid     string
+	payload []byte // unverified: good for choosing the issuer only
+}
+
+// strict refuses what RFC 7515 §2 does not allow: padding, and bits that decode
+// to nothing, by which one signature could be written in several ways.
+var strict = base64.RawURLEncoding.Strict()
+
+// split takes apart a compact JWS. The cheap bounds come first.
+func split(compact string) (*rawToken, *InvalidError) {
+	if compact == "" {
+		return nil, invalidf("there is none")
+	}
+	if len(compact) > maxToken {
+		return nil, invalidf("it has %d bytes; at most %d are read", len(compact), maxToken)
+	}
+	dots := 0
+	for i := range len(compact) {
+		c := compact[i]
+		switch {
+		case c == '.':
+			dots++
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		default:
+			// Go's decoder skips line breaks, so they are caught here.
+			return nil, invalidf("byte %d is %q, which does not occur in a compact JWS", i, c)
+		}
+	}
+	if dots != 2 {
+		return nil, invalidf("it has %d dots; a signed token has 2", dots)
+	}
+	h, rest, _ := strings.Cut(compact, ".")
+	p, s, _ := strings.Cut(rest, ".")
+	if n := strict.DecodedLen(len(h)); n > maxHeader {
+		return nil, invalidf("its header has %d bytes; at most %d are read", n, maxHeader)
+	}
+	header, err := strict.DecodeString(h)
+	if err != nil {
+		return nil, invalidf("its header is not base64url")
+	}
+	t := &rawToken{compact: compact}
+	if bad := t.readHeader(header); bad != nil {
+		return nil, bad
+	}
+	payload, err := strict.DecodeString(p)
+	if err != nil {
+		return nil, invalidf("its claims are not base64url")
+	}
+	if _, err := strict.DecodeString(s); err != nil || s == "" {
+		return nil, invalidf("its signature is missing or not base64url")
+	}
+	t.payload = payload
+	return t, nil
+}
+
+// readHeader takes "alg" and "kid" from a header that holds nothing else of
+// consequence.
+func (t *rawToken) readHeader(header []byte) *InvalidError {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(header, &members); err != nil || members == nil {
+		return invalidf("its header is not a JSON object with unique members")
+	}
+	var alg, kid, typ text
+	known := map[string]*text{"alg": &alg, "kid": &kid, "typ": &typ}
+	for name, value := range members {
+		t := known[name]
+		if t == nil {
+			return invalidf("its header holds %s; only alg, kid and typ are accepted", quote(name))
+		}
+		if err := t.UnmarshalJSON(value); err != nil || t.wrong != "" {
+			return invalidf("its header's %q is %s, not a string", name, t.wrong)
+		}
+	}
+	if typ.s != "" && !strings.EqualFold(typ.s, "JWT") {
+		return invalidf("its type is %s, not \"JWT\"", quote(typ.s))
+	}
+	if !allowedAlgorithm(alg.s) {
+		return invalidf("its algorithm is %s; accepted are %s", quote(alg.s), algorithmNames())
+	}
+	if kid.s == "" || len(kid.s) > maxKeyID {
+		return invalidf("its key ID has %d bytes; 1 to %d are expected", len(kid.s), maxKeyID)
+	}
+	t.alg, t.kid = alg.s, kid.s
+	return nil
+}
+
+func allowedAlgorithm(alg string) bool {
+	for _, a := range allAlgorithms {
+		if string(a) == alg {
+			return true
+		}
+	}
+	return false
+}
+
+func algorithmNames() string {
+	names := make([]string, len(allAlgorithms))
+	for i, a := range allAlgorithms {
+		names[i] = string(a)
+	}
+	return strings.Join(names, ", ")
+}
+
+// verified checks the signature with each key that allows the header's
+// algorithm and returns the bytes that were signed. Several keys under one ID
+// are all tried: whoever published them vouched for each.
+func (t *rawToken) verified(keys []Key) ([]byte, *InvalidError) {
+	usable := false
+	for _, k := range keys {
+		if k.ID != t.kid || !k.allows(t.alg) {
+			continue
+		}
+		usable = true
+		jws, err := jose.ParseSignedCompact(t.compact, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(t.alg)})
+		if err != nil {
+			return nil, invalidf("it is not a compact JWS: %s", quote(err.Error()))
+		}
+		if payload, err := jws.Verify(k.Public); err == nil {
+			return payload, nil
+		}
+	}
+	switch {
+	case len(keys) == 0:
+		return nil, invalidf("it is signed with key %s, which its issuer does not publish; the issuer's keys were replaced, or somebody else signed it", quote(t.kid))
+	case !usable:
+		return nil, invalidf("it says that it is signed by %s, for which key %s is not to be used", t.alg, quote(t.kid))
+	}
+	return nil, invalidf("its signature does not match key %s", quote(t.kid))
+}
+
+// text is a JSON string; empty if there is none.
+type text struct {
+	s     string
+	wrong string // what was there instead
+}
+
+func (t *text) UnmarshalJSON(b []byte) error {
+	if kind := kindOf(b); kind != "a string" {
+		*t = text{wrong: kind}
+		return nil
+	}
+	return json.Unmarshal(b, &t.s)
+}
+
+// kindOf names a JSON value without repeating it.
+func kindOf(b []byte) string {
+	if len(b) == 0 {
+		return "nothing"
+	}
+	switch b[0] {
+	case '"':
+		return "a string"
+	case '{':
+		return "an object"
+	case '[':
+		return "an array"
+	case 't', 'f':
+		return "a boolean"
+	case 'n':
+		return "null"
+	}
+	return "a number"
+}
