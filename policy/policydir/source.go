@@ -1,0 +1,260 @@
+package policydir
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshca/meshca/policy"
+)
+
+// maxPoll bounds how long a change can go unseen where watching does not work.
+const (
+	defaultPoll = 600 * time.Millisecond
+	maxPoll     = time.Second
+)
+
+// Config is what a [Source] needs.
+type Config struct {
+	// Dir holds the files, see [List]. It need not exist yet.
+	Dir string
+	// RootNamespace is the one whose policies are for the whole mesh.
+	RootNamespace string
+	// Poll is how often all files are read even if no change was announced, 600 ms if
+	// zero, at most 1 s.
+	Poll time.Duration
+	// Now is time.Now if nil.
+	Now func() time.Time
+	// Log, if not nil, is told what came into force and what is wrong with a file,
+	// once each.
+	Log *slog.Logger
+	// Metrics, if not nil, gets the metrics of this source.
+	Metrics prometheus.Registerer
+
+	noWatch bool // for tests of polling
+}
+
+// Snapshot is what was in force at one time. It is immutable.
+type Snapshot struct {
+	// Version is 0 before the directory has been read, and rises with each snapshot
+	// of this process. It means nothing to another process.
+	Version uint64
+	// Set decides. It is never nil to a caller's harm: a nil Set decides STRICT.
+	Set *policy.Set
+	// Policies are those in the Set, sorted by [policy.Compare].
+	Policies []policy.Policy
+	// Broken are the files whose content is not in force, and the directory itself
+	// if it could not be read.
+	Broken []*FileError
+}
+
+// FileError says why a file's content is not in force.
+type FileError struct {
+	File string
+	// Kept is true if what the file said before stays in force.
+	Kept bool
+	Err  error
+}
+
+func (e *FileError) Error() string {
+	if e.Kept {
+		return fmt.Sprintf("policy file %q: %v; what it said before stays in force", e.File, e.Err)
+	}
+	return fmt.Sprintf("policy file %q: %v; nothing of it is in force", e.File, e.Err)
+}
+
+func (e *FileError) Unwrap() error { return e.Err }
+
+// Source follows a directory. Its methods may be called by any goroutine.
+type Source struct {
+	c       Config
+	metrics metrics
+
+	mu       sync.Mutex
+	snapshot *Snapshot
+	changed  chan struct{} // closed when snapshot is replaced
+
+	// Owned by Run.
+	keeper keeper
+	told   map[string]string // by file, the error or warnings that are in the log
+}
+
+// New makes a Source. It reads nothing before Run.
+func New(c Config) (*Source, error) {
+	switch {
+	case c.Dir == "":
+		return nil, errors.New("policy directory: no path is given")
+	case c.RootNamespace == "":
+		return nil, errors.New("policy directory: no root namespace is given")
+	case c.Poll < 0 || c.Poll > maxPoll:
+		return nil, fmt.Errorf("policy directory: polling every %v; at most %v", c.Poll, maxPoll)
+	}
+	c.Poll = cmp.Or(c.Poll, defaultPoll)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Source{c: c, snapshot: new(Snapshot), changed: make(chan struct{}), keeper: keeper{dir: c.Dir}, told: make(map[string]string)}
+	if err := s.metrics.register(c.Metrics); err != nil {
+		return nil, fmt.Errorf("policy directory: %w", err)
+	}
+	return s, nil
+}
+
+// Snapshot returns what is in force, never nil, and a channel that is closed when
+// there is a newer snapshot.
+func (s *Source) Snapshot() (*Snapshot, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snapshot, s.changed
+}
+
+// Ready returns nil once all of the directory has been read and was good. It stays
+// nil: what breaks later leaves the last good policies in force.
+func (s *Source) Ready() error {
+	snapshot, _ := s.Snapshot()
+	if why := snapshot.Set.Closed(); why != "" {
+		return fmt.Errorf("policies are not known, everything is STRICT: %s", why)
+	}
+	return nil
+}
+
+// Run follows the directory until ctx ends.
+func (s *Source) Run(ctx context.Context) error {
+	var events <-chan struct{}
+	watch := func() {}
+	if !s.c.noWatch {
+		if w, err := newWatcher(); err != nil {
+			s.c.Log.Warn("policy changes are found by polling only", "error", err, "every", s.c.Poll)
+		} else {
+			defer w.close()
+			events, watch = w.events, s.follow(w)
+		}
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	soon := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-events:
+			if !soon { // a write makes several events, and they may never end
+				soon = true
+				timer.Reset(settle)
+			}
+			continue
+		case <-timer.C:
+			soon = false
+		}
+		watch() // before reading, so that no change falls between the two
+		changed, again := s.keeper.scan(s.c.Now())
+		if changed {
+			s.publish()
+		}
+		timer.Reset(min(s.c.Poll, cmp.Or(again, s.c.Poll)))
+	}
+}
+
+// follow returns a function that has the watcher watch the directory that has the
+// path now. It asks again each time: only the kernel knows whether a new directory
+// has come in the place, and the number, of the old.
+func (s *Source) follow(w *watcher) func() {
+	said := ""
+	return func() {
+		err := w.add(s.c.Dir)
+		if err == nil {
+			said = ""
+		} else if err.Error() != said {
+			said = err.Error()
+			s.c.Log.Warn("policy changes are found by polling only", "error", err, "every", s.c.Poll)
+		}
+	}
+}
+
+// publish makes a snapshot of what the keeper holds.
+func (s *Source) publish() {
+	broken := s.keeper.broken()
+	if !s.keeper.complete && len(broken) == 0 {
+		return // still settling for the first time
+	}
+	next := &Snapshot{Version: s.snapshot.Version + 1, Policies: s.keeper.inForce, Broken: broken}
+	if s.keeper.complete {
+		next.Set = policy.New(next.Policies, s.c.RootNamespace)
+	} else {
+		next.Policies = nil
+		next.Set = policy.Closed(broken[0].Error())
+	}
+	s.mu.Lock()
+	s.snapshot = next
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+	s.metrics.published(next)
+	s.report(next)
+}
+
+// report logs what has come into force, and each new thing that is wrong.
+func (s *Source) report(snapshot *Snapshot) {
+	now := make(map[string]string)
+	for _, e := range snapshot.Broken {
+		now[e.File] = e.Error()
+		if s.told[e.File] != now[e.File] {
+			s.c.Log.Error("a policy file is not in force", "file", e.File, "error", e.Err, "kept", e.Kept)
+		}
+	}
+	for name, f := range s.keeper.files {
+		if f.err != nil {
+			continue
+		}
+		for _, w := range f.warned {
+			now[name] += w + "\n"
+		}
+		if now[name] != "" && s.told[name] != now[name] {
+			s.c.Log.Warn("a policy file is not taken as it is written", "file", name, "warnings", f.warned)
+		}
+	}
+	s.told = now
+	s.c.Log.Info("policies", "version", snapshot.Version, "policies", len(snapshot.Policies), "broken_files", len(snapshot.Broken),
+		"closed", snapshot.Set.Closed())
+}
+
+type metrics struct{ version, policies, broken, closed prometheus.Gauge }
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+	}
+	m.version = gauge("meshca_policy_snapshot_version", "Version of the policies in force; rises with each change, from 1 in each process.")
+	m.policies = gauge("meshca_policy_policies", "PeerAuthentications in force.")
+	m.broken = gauge("meshca_policy_broken_files", "Policy files whose content is not in force.")
+	m.closed = gauge("meshca_policy_closed", "1 while the policies are not known and everything is STRICT.")
+	m.closed.Set(1)
+	if r == nil {
+		return nil
+	}
+	for _, c := range []prometheus.Collector{m.version, m.policies, m.broken, m.closed} {
+		if err := r.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *metrics) published(s *Snapshot) {
+	m.version.Set(float64(s.Version))
+	m.policies.Set(float64(len(s.Policies)))
+	m.broken.Set(float64(len(s.Broken)))
+	m.closed.Set(0)
+	if s.Set.Closed() != "" {
+		m.closed.Set(1)
+	}
+}
