@@ -1,0 +1,167 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/meshca/meshca/ca/caller"
+)
+
+// adsService is envoy.service.discovery.v3.AggregatedDiscoveryService, delta
+// only.
+type adsService struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	s *Server
+}
+
+// StreamAggregatedResources is the state-of-the-world variant.
+func (a *adsService) StreamAggregatedResources(discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return refusef(codes.Unimplemented, "state-of-the-world xDS is not served; use DeltaAggregatedResources")
+}
+
+// DeltaAggregatedResources serves one caller its resource until its proof ends.
+func (a *adsService) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	who, err := a.s.authenticate(stream.Context())
+	if err != nil {
+		return err
+	}
+	now := a.s.now()
+	if !now.Before(who.Expires()) {
+		// Verification allows for clocks that differ; a stream that is to end
+		// with the token cannot begin after it.
+		return refusef(codes.Unauthenticated, "the proof ended at %s; a stream needs one that still holds", who.Expires().UTC().Format(time.RFC3339))
+	}
+	if bundle, _ := a.s.authority.Bundle(); bundle == nil {
+		return refusef(codes.Unavailable, "there is no bundle to serve yet")
+	}
+	leave, err := a.s.streams.enter(keyOf(stream.Context(), who))
+	if err != nil {
+		return &callError{codes.ResourceExhausted, err}
+	}
+	defer leave()
+	a.s.metrics.streams.Inc()
+	defer a.s.metrics.streams.Dec()
+	err = a.serve(stream, who, streamEnd(now, who.Expires()))
+	if errors.Is(err, io.EOF) {
+		return nil // the agent has closed its side
+	}
+	return err
+}
+
+// streamEnd draws when a stream ends: with the proof, and at the latest after
+// 30 min ± 10 %, so that agents that came together do not return together.
+func streamEnd(now, proofEnds time.Time) time.Time {
+	end := now.Add(streamAge - streamAge/10 + rand.N(streamAge/5))
+	if proofEnds.Before(end) {
+		return proofEnds
+	}
+	return end
+}
+
+// serve answers requests and pushes changes until the end; status OK is the
+// invitation to come back at once.
+func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, end time.Time) error {
+	d := &deltaState{name: who.Resource()}
+	allowed := newBudget(a.s.now())
+	requests, ended := receive(stream)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		now := a.s.now()
+		if !now.Before(end) {
+			return nil
+		}
+		// Never one long timer: it would stand still while the machine sleeps.
+		timer.Reset(min(tick, end.Sub(now)))
+		bundle, changed := a.s.authority.Bundle()
+		resp, err := d.next(who, bundle)
+		if err != nil {
+			return err
+		}
+		if resp != nil {
+			if err := stream.Send(resp); err != nil {
+				return gone(err)
+			}
+		}
+		select {
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return err
+			}
+			return readError(err)
+		case req := <-requests:
+			if !allowed.spend(a.s.now()) {
+				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
+			}
+			verdict, err := d.request(req)
+			if err != nil {
+				return err
+			}
+			a.note(stream, who, verdict)
+		case <-changed:
+		case <-timer.C:
+		case <-a.s.draining:
+			return nil
+		}
+	}
+}
+
+// note counts an answer, and logs a NACK with the agent's reason.
+func (a *adsService) note(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, v *verdict) {
+	if v == nil {
+		return
+	}
+	a.s.metrics.acks.WithLabelValues(v.result).Inc()
+	if v.result == nacked {
+		a.s.log.Warn("an agent refuses its resource", "spiffe_id", who.ID().String(), "peer", callOf(stream.Context()).peer,
+			"version", v.version, "acknowledged", v.acknowledged, "error", cut(v.detail))
+	}
+}
+
+// readError sorts what reading a message can end with. By then gRPC has told
+// the caller, in its own words.
+func readError(err error) error {
+	switch st := status.Convert(err); st.Code() {
+	case codes.ResourceExhausted:
+		return refusef(codes.ResourceExhausted, "%s", cut(st.Message()))
+	case codes.Internal, codes.Unimplemented: // undecodable, or compressed
+		return refusef(codes.InvalidArgument, "%s", cut(st.Message()))
+	case codes.DeadlineExceeded:
+		return refusef(codes.DeadlineExceeded, "the message had not arrived when the time for the call was over")
+	}
+	return gone(err)
+}
+
+// gone marks an error that means that the agent, or the connection, went away.
+func gone(err error) error { return &callError{codes.Canceled, err} }
+
+// receive reads requests until the stream ends, and says then what it ended
+// with. Its goroutine ends with the stream's context, which gRPC cancels when
+// the handler has returned; so the handler itself cannot wait for it.
+//
+// Errors have a channel of their own with room for one: gRPC cancels the
+// context before it reports a message over the limit, and which of the two is
+// seen must not be left to chance.
+func receive(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) (<-chan *discovery.DeltaDiscoveryRequest, <-chan error) {
+	requests, ended := make(chan *discovery.DeltaDiscoveryRequest), make(chan error, 1)
+	go func() {
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case requests <- req:
+			case <-stream.Context().Done(): // and Recv fails next
+			}
+		}
+	}()
+	return requests, ended
+}

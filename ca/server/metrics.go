@@ -1,0 +1,93 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+type metrics struct {
+	requests    *prometheus.CounterVec // outcome
+	duration    prometheus.Histogram
+	connections prometheus.Gauge
+	refused     prometheus.Counter
+	streams     prometheus.Gauge
+	acks        *prometheus.CounterVec // result
+	servingEnd  prometheus.Gauge
+}
+
+// What an agent did with a resource.
+const (
+	acked  = "ack"
+	nacked = "nack"
+	stale  = "stale" // an answer to nothing that is open
+)
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_ca_requests_total",
+			Help: "Calls to CreateCertificate, by outcome (ok, unauthenticated, permission_denied, invalid_argument, resource_exhausted, unavailable, canceled, internal).",
+		}, []string{"outcome"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "meshca_ca_request_duration_seconds",
+			Help:    "Duration of calls to CreateCertificate that reached the handler.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshca_ca_connections",
+			Help: "Connections that are open.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshca_ca_connections_refused_total",
+			Help: "Connections that were closed at once because too many were open, in all or of their address.",
+		}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshca_ca_streams",
+			Help: "Delta xDS streams that are open.",
+		}),
+		acks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshca_ca_stream_acks_total",
+			Help: "Agents' answers to xDS resources, by result (ack, nack, stale).",
+		}, []string{"result"}),
+		servingEnd: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshca_ca_serving_certificate_end_timestamp_seconds",
+			Help: "When the CA's own TLS certificate ends, in Unix time.",
+		}),
+	}
+	for _, c := range []codes.Code{codes.OK, codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.Canceled, codes.Internal} {
+		m.requests.WithLabelValues(outcome(c))
+	}
+	for _, result := range []string{acked, nacked, stale} {
+		m.acks.WithLabelValues(result)
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.connections, m.refused, m.streams, m.acks, m.servingEnd} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// outcome names a code as a label value, of a closed set.
+func outcome(c codes.Code) string {
+	switch c {
+	case codes.OK:
+		return "ok"
+	case codes.Unauthenticated:
+		return "unauthenticated"
+	case codes.PermissionDenied:
+		return "permission_denied"
+	case codes.InvalidArgument:
+		return "invalid_argument"
+	case codes.ResourceExhausted:
+		return "resource_exhausted"
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return "unavailable"
+	case codes.Canceled:
+		return "canceled"
+	}
+	return "internal"
+}
