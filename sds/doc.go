@@ -1,0 +1,18 @@
+// Package sds hands out one workload's identity on a Unix socket: its
+// X509-SVID with the private key, and the trust bundles that it believes.
+//
+// [Server] speaks two protocols over the same [State]: Envoy's secret
+// discovery service v3 (state of the world, delta and fetch) and the X.509
+// profile of the SPIFFE Workload API. gRPC health and reflection stand beside
+// them. Whoever can connect gets the identity: the socket is the boundary, and
+// [Listen] makes it. The server authenticates nobody.
+//
+// What it serves comes through a [Feed], to which the agent publishes whole,
+// immutable states. Each state is encoded once and shared by all streams, and
+// versions count per kind of content, so that a new bundle does not push the
+// certificate again.
+//
+// The package obtains nothing, verifies nothing and decides nothing: renewal,
+// the check that a bundle is not older than the one before, and policy are the
+// publisher's.
+package sds
