@@ -1,0 +1,344 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/meshca/meshca/identity/identitytest"
+	"github.com/meshca/meshca/policy"
+)
+
+// refusing is a Registerer that has had enough.
+type refusing struct{ prometheus.Registerer }
+
+func (refusing) Register(prometheus.Collector) error { return errors.New("no more") }
+
+func contains(err error, text string) bool { return strings.Contains(err.Error(), text) }
+
+// metric returns the value of a counter or gauge with these label values.
+func (k *kit) metric(name string, labels ...string) float64 {
+	k.t.Helper()
+	families, err := k.registry.Gather()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var values []string
+			for _, l := range m.GetLabel() { // sorted by name
+				values = append(values, l.GetValue())
+			}
+			if strings.Join(values, "|") == strings.Join(labels, "|") {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func TestConnectionLimit(t *testing.T) {
+	k := start(t, withMode(policy.Disable), with(func(c *Config) { c.MaxConnections = 2 }))
+	first, second := k.dial(), k.dial()
+	echoes(t, first, "hello")
+	echoes(t, second, "hello")
+	isLost(t, k.in, "hello")
+	echoes(t, first, "hello")
+	_ = second.Close()
+	k.next(map[string]any{"end": "closed"})
+	echoes(t, k.dial(), "hello")
+	if n := k.metric("meshca_proxy_connections_total", "inbound", "limit", "none"); n != 1 {
+		t.Errorf("%v were counted as refused", n)
+	}
+	if line := k.hears("connections are refused"); line["reason"] != errConnectionLimit.Error() {
+		t.Errorf("%v", line)
+	}
+}
+
+func TestHandshakesOfOneSourceAreLimited(t *testing.T) {
+	k := start(t, with(func(c *Config) { c.MaxHandshakes = 3 }))
+	conf := k.meshConfig(frontendID, "istio")
+	for range 5 { // those that have proved who they are hold no slot
+		echoes(t, k.dialTLS(conf), "hello")
+	}
+	var silent []net.Conn
+	for range 3 {
+		silent = append(silent, k.dial())
+	}
+	isLost(t, k.in, "") // once it is accepted, the three were
+	if line := k.hears("connections are refused"); line["reason"] != errSourceLimit.Error() || line["peer"] != "127.0.0.1" {
+		t.Errorf("%v", line)
+	}
+	elsewhere := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	other, err := elsewhere.Dial("tcp", k.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = other.Close()
+	k.next(map[string]any{"end": "closed", "security": "none"})
+	for _, c := range silent {
+		_ = c.Close()
+		k.next(map[string]any{"end": "closed", "security": "none"})
+	}
+	echoes(t, k.dialTLS(conf), "hello")
+}
+
+// short is a listener that runs out of file descriptors for a while.
+type short struct {
+	net.Listener
+	failures atomic.Int32
+	err      error
+}
+
+func (s *short) Accept() (net.Conn, error) {
+	if s.failures.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", s.err)}
+	}
+	return s.Listener.Accept()
+}
+
+func TestF24_AcceptSurvivesShortage(t *testing.T) {
+	for _, err := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		t.Run(err.Error(), func(t *testing.T) {
+			k := start(t, withMode(policy.Disable), with(func(c *Config) { c.Listen = shortly(c.Listen, 4, err) }))
+			echoes(t, k.dial(), "hello")
+			if n := k.metric("meshca_proxy_accept_failures_total"); n != 4 {
+				t.Errorf("%v failures were counted", n)
+			}
+		})
+	}
+	t.Run("something else ends the proxy", func(t *testing.T) {
+		k := newKit(t, with(func(c *Config) { c.Listen = shortly(c.Listen, 1, syscall.EINVAL) }))
+		if err := k.proxy.Run(t.Context()); !errors.Is(err, syscall.EINVAL) {
+			t.Error(err)
+		}
+	})
+}
+
+func shortly(listen func(string, string) (net.Listener, error), failures int32, err error) func(string, string) (net.Listener, error) {
+	return func(network, address string) (net.Listener, error) {
+		l, listenErr := listen(network, address)
+		s := &short{Listener: l, err: err}
+		s.failures.Store(failures)
+		return s, listenErr
+	}
+}
+
+// childEnv tells this test's binary to be a proxy with few file descriptors, in
+// front of the app at that address.
+const childEnv = "MESHCA_TEST_PROXY_CHILD"
+
+// TestF24_Child is the other process of the test below.
+func TestF24_Child(t *testing.T) {
+	app := os.Getenv(childEnv)
+	if app == "" {
+		return
+	}
+	k := newKit(t)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 64, Max: 64}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := New(Config{
+		Inbound:  []Inbound{{Listen: "127.0.0.1:0", App: app}},
+		Identity: k.world, Policy: &rules{mode: policy.Disable, changed: make(chan struct{})},
+		Now: time.Now, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Listen: func(network, address string) (net.Listener, error) {
+			l, err := net.Listen(network, address)
+			if err == nil {
+				fmt.Printf("listening %s\n", l.Addr())
+			}
+			return l, err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { // the parent closes our input
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	if err := p.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestF24_ProcessOutlivesItsFileDescriptors(t *testing.T) {
+	app := newApp(t, echo)
+	child := exec.Command(os.Args[0], "-test.run=^TestF24_Child$")
+	child.Env = append(os.Environ(), childEnv+"="+app.address)
+	input, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var address string
+	if _, err := fmt.Fscanf(output, "listening %s\n", &address); err != nil {
+		t.Fatalf("the child says nothing: %v", err)
+	}
+	var held []net.Conn
+	for range 100 {
+		conn, err := net.Dial("tcp", address) // at the latest the kernel's queue takes it
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, conn)
+	}
+	// Those that came first are served while the others wait.
+	if err := held[0].SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	echoes(t, held[0], "hello")
+	for _, c := range held {
+		_ = c.Close()
+	}
+	released := time.Now()
+	for range 20 { // all of them
+		conn := dialTCP(t, address)
+		if err := tryEcho(conn, "hello"); err != nil {
+			t.Errorf("%v after the release: %v", time.Since(released), err)
+		}
+		_ = conn.Close()
+	}
+	t.Logf("20 connections were served within %v of the release", time.Since(released))
+	_ = input.Close()
+	_, _ = io.Copy(io.Discard, output)
+	if err := child.Wait(); err != nil {
+		t.Errorf("the child: %v", err)
+	}
+}
+
+// Whoever says nothing, or nonsense, is sent away while others are served.
+func TestF57_SilentAndGarbagePeersAreReaped(t *testing.T) {
+	k := start(t, with(func(c *Config) { c.HandshakeTime = 300 * time.Millisecond }))
+	var bad []net.Conn
+	for i := range 60 {
+		conn := k.dial()
+		if i >= 40 {
+			_, _ = conn.Write(random(100)[:1+i])
+		}
+		bad = append(bad, conn)
+	}
+	conf := k.meshConfig(frontendID, "istio")
+	for range 20 {
+		conn := k.dialTLS(conf)
+		echoes(t, conn, "hello")
+		_ = conn.Close()
+	}
+	for _, conn := range bad {
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("a bad peer was not sent away")
+		}
+	}
+	ends := map[any]int{}
+	for range 80 {
+		ends[k.next(nil)["end"]]++
+	}
+	if ends["closed"] != 20 || ends["handshake failed"] != 40 || ends["refused"] != 20 {
+		t.Errorf("%v", ends)
+	}
+}
+
+func TestF57_ResetDuringTheHandshake(t *testing.T) {
+	k := start(t)
+	hello := recordHello(k.meshConfig(frontendID, "istio"))
+	for i := range 40 {
+		conn := k.dial()
+		_, _ = conn.Write(hello[:len(hello)-i%2])
+		reset(conn)
+		k.next(map[string]any{"end": "handshake failed"})
+	}
+	echoes(t, k.dialTLS(k.meshConfig(frontendID, "istio")), "hello")
+}
+
+// Six hundred connections of all kinds leave nothing behind.
+func TestF57_ChurnLeavesNothingBehind(t *testing.T) {
+	k := start(t, withMode(policy.Permissive), with(impatient), withOutbound("127.0.0.1:1", adminID))
+	for _, address := range []string{k.in, k.out} { // until all that stays is there
+		if conn, err := net.Dial("tcp", address); err == nil {
+			_ = conn.Close()
+		}
+		k.next(nil)
+	}
+	before := goleak.IgnoreCurrent()
+	conf := k.meshConfig(frontendID, "istio")
+	var clients sync.WaitGroup
+	for worker := range 6 {
+		clients.Go(func() {
+			for i := range 100 {
+				switch (worker + i) % 4 {
+				case 0:
+					conn := k.dialTLS(conf)
+					echoes(t, conn, "hello")
+					_ = conn.Close()
+				case 1:
+					conn := k.dial()
+					echoes(t, conn, "hello")
+					_ = conn.Close()
+				case 2:
+					reset(k.dial())
+				case 3:
+					if conn, err := net.Dial("tcp", k.out); err == nil {
+						_ = conn.Close()
+					}
+				}
+			}
+		})
+	}
+	clients.Wait()
+	for range 600 {
+		k.next(nil)
+	}
+	for len(k.app.conns) > 0 {
+		<-k.app.conns
+	}
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
+	}
+	k.proxy.mu.Lock()
+	defer k.proxy.mu.Unlock()
+	if len(k.proxy.live) != 0 || len(k.proxy.handshakes) != 0 {
+		t.Errorf("%d connections and %d slots are left", len(k.proxy.live), len(k.proxy.handshakes))
+	}
+}
+
+// The policy changes all the time; what is open is always what one of its
+// versions allows, and mutual TLS never notices.
+func TestT10_PolicyFlapping(t *testing.T) {
+	k := start(t)
+	mesh := k.dialTLS(configOf(k.ca.SVID(t, identitytest.ID(t, frontendID)), "istio"))
+	for i := range 200 {
+		mode := []policy.Mode{policy.Strict, policy.Permissive}[i%2]
+		k.rules.set(mode, nil)
+		echoes(t, mesh, "hello")
+		conn := k.dial()
+		err := tryEcho(conn, "hello")
+		if (err == nil) != (mode == policy.Permissive) {
+			t.Errorf("%s: %v", mode, err)
+		}
+		_ = conn.Close()
+	}
+}
