@@ -1,0 +1,17 @@
+// Agent gets certificates from the CA and hands them out on a Unix socket: to
+// Envoy over SDS, to programs over the SPIFFE Workload API. One process holds
+// one identity, that of the token file it is given.
+//
+// The package only wires: flags and configuration in, packages agent and sds
+// built bottom-up, run, drain.
+package main
+
+import (
+	"os"
+
+	"github.com/meshca/meshca/cmd/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(newRoot(), os.Args[1:], os.Stdout, os.Stderr))
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/audit"
+	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/self"
+	"github.com/meshca/meshca/ca/server"
+	"github.com/meshca/meshca/cmd/internal/conf"
+	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/identity/jwks"
+	"github.com/meshca/meshca/identity/token"
+)
+
+// parts are the pieces of a CA that run.
+type parts struct {
+	keys      []*jwks.Cache
+	authority *ca.Authority
+	server    *server.Server
+}
+
+// build makes the parts, bottom-up; nothing runs yet.
+func build(c config, file *conf.File, o serveOptions, log *slog.Logger, metrics prometheus.Registerer, trail *audit.Log) (parts, error) {
+	td, err := identity.ParseTrustDomain(c.TrustDomain)
+	if err != nil {
+		return parts{}, err
+	}
+	upstream, err := self.Open(o.stateDir, self.Config{TrustDomain: td, Now: time.Now, Log: log})
+	if err != nil {
+		return parts{}, stateHint(err, o.stateDir, td)
+	}
+	authority, err := ca.New(ca.Config{
+		TrustDomain:          td,
+		Upstream:             upstream,
+		Audit:                trail,
+		Leaf:                 c.Leaf.settings(o.testLifetimes),
+		IntermediateLifetime: c.IntermediateLifetime,
+		Now:                  time.Now,
+		Log:                  log,
+		Metrics:              metrics,
+	})
+	if err != nil {
+		return parts{}, file.Errorf("leaf, intermediate_lifetime", "%v", err)
+	}
+	keys, issuers, err := tokenKeys(c.TokenIssuers, log, metrics)
+	if err != nil {
+		return parts{}, file.Errorf("token_issuers", "%v", err)
+	}
+	tokens, err := token.New(token.Config{Issuers: issuers, Now: time.Now})
+	if err != nil {
+		return parts{}, file.Errorf("token_issuers", "%v", err)
+	}
+	byCertificate, err := parseIDs(c.RenewByCertificate)
+	if err != nil {
+		return parts{}, file.Errorf("renew_by_certificate", "%v", err)
+	}
+	callers, err := caller.New(caller.Config{
+		Tokens:        tokens,
+		TrustDomain:   td,
+		ByCertificate: byCertificate,
+		Bundles:       authority.Bundles(),
+		Now:           time.Now,
+	})
+	if err != nil {
+		return parts{}, file.Errorf("renew_by_certificate", "%v", err)
+	}
+	s, err := server.New(server.Config{
+		Authority:     authority,
+		Authenticator: callers,
+		Names:         servingNames(o.listen, c.ServerNames),
+		CallersReady:  func() error { return keysReady(keys) },
+		Now:           time.Now,
+		Log:           log,
+		Metrics:       metrics,
+	})
+	if err != nil {
+		return parts{}, file.Errorf("server_names", "%v", err)
+	}
+	return parts{keys: keys, authority: authority, server: s}, nil
+}
+
+// tokenKeys makes the source of keys of each issuer. loadConfig has seen to it
+// that each names exactly one.
+func tokenKeys(issuers []issuerConfig, log *slog.Logger, metrics prometheus.Registerer) ([]*jwks.Cache, []token.Issuer, error) {
+	var caches []*jwks.Cache
+	var out []token.Issuer
+	for _, i := range issuers {
+		var source jwks.Source
+		switch {
+		case i.JWKSFile != "":
+			source = jwks.File(i.JWKSFile)
+		case i.JWKSURL != "":
+			source = jwks.HTTPS{URL: i.JWKSURL, CAFile: i.JWKSCAFile}
+		default:
+			source = jwks.APIServer(i.APIServer, i.APIServerCA, i.APIServerToken)
+		}
+		cache, err := jwks.New(jwks.Config{Source: source, Issuer: i.Issuer, Now: time.Now, Log: log, Metrics: metrics})
+		if err != nil {
+			return nil, nil, err
+		}
+		caches = append(caches, cache)
+		out = append(out, token.Issuer{URL: i.Issuer, Keys: cache, Audiences: i.Audiences, RequirePod: !i.WithoutPod})
+	}
+	return caches, out, nil
+}
+
+// keysReady says whether the tokens of every issuer can be verified.
+func keysReady(keys []*jwks.Cache) error {
+	for _, k := range keys {
+		if err := k.Ready(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func parseIDs(texts []string) ([]identity.ID, error) {
+	var ids []identity.ID
+	for _, t := range texts {
+		id, err := identity.ParseID(t)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// servingNames are the names of the CA's own certificate: the ones that its
+// clients use without being told, those of the operator, and the address that
+// it listens on.
+func servingNames(listen string, configured []string) ca.ServingNames {
+	names := ca.ServingNames{
+		DNS: []string{"localhost", "meshca.meshca-system.svc", "istiod.istio-system.svc"},
+		IPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	host, _, err := net.SplitHostPort(listen)
+	if err == nil && host != "" {
+		configured = append([]string{host}, configured...)
+	}
+	for _, n := range configured {
+		ip := net.ParseIP(n)
+		switch {
+		case ip == nil && n != "localhost":
+			names.DNS = append(names.DNS, n)
+		case ip != nil && !ip.IsUnspecified() && !ip.IsLoopback():
+			names.IPs = append(names.IPs, ip)
+		}
+	}
+	return names
+}
+
+// openAudit opens the file that records go to, or standard output for "-".
+func openAudit(path string, stdout io.Writer) (*audit.Log, error) {
+	if path != "-" {
+		l, err := audit.Open(path, time.Now)
+		if err != nil {
+			return nil, fmt.Errorf("opening the audit log: %w; nothing is signed without one, give a writable --audit-log", err)
+		}
+		return l, nil
+	}
+	return audit.New("standard output", nopCloser{stdout}, time.Now)
+}
+
+// nopCloser keeps the audit log from closing the standard output.
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }

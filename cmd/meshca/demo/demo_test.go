@@ -1,0 +1,41 @@
+package demo_test
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/meshca/meshca/cmd/meshca/demo"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestEveryStepHolds(t *testing.T) {
+	t.Setenv("LC_ALL", "C.UTF-8")
+	var out, errs bytes.Buffer
+	report, err := demo.Run(t.Context(), demo.Config{Out: &out, Err: &errs, Log: slog.New(slog.NewTextHandler(&errs, nil))})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, errs.String())
+	}
+	if !report.Held || len(report.Steps) != 6 {
+		t.Errorf("not every step held:\n%s\n%s", out.String(), errs.String())
+	}
+	for _, want := range []string{
+		`audience ["vault"] does not hold "meshca"`,
+		`asks for the identity "spiffe://cluster.local/ns/shop/sa/admin"`,
+		"0 of ", "6 of 6 held",
+	} {
+		// Reasons are wrapped; a line break is as good as a space.
+		if text := strings.Join(strings.Fields(out.String()), " "); !strings.Contains(text, want) {
+			t.Errorf("the output does not say %q:\n%s", want, out.String())
+		}
+	}
+	for line := range strings.SplitSeq(out.String(), "\n") {
+		if n := len([]rune(line)); n > 100 {
+			t.Errorf("a line has %d columns: %q", n, line)
+		}
+	}
+}
