@@ -1,0 +1,3 @@
+// Package envoy tests against a real Envoy that takes its certificates over
+// SDS.
+package envoy

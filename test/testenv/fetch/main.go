@@ -1,0 +1,60 @@
+// Command fetch fills the test cache, so that tests find it full and slow
+// steps show their progress, which go test would hide:
+//
+//	go run ./test/testenv/fetch [kubernetes] [envoy]
+//
+// Without arguments it gets everything.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/meshca/meshca/test/testenv"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "fetch:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, wanted []string, stdout, stderr io.Writer) error {
+	cache, err := testenv.OpenCache(stderr)
+	if err != nil {
+		return err
+	}
+	if len(wanted) == 0 {
+		wanted = []string{"envoy", "kubernetes"}
+	}
+	// All are tried, so that one run tells everything that is missing.
+	var errs []error
+	for _, name := range wanted {
+		switch name {
+		case "envoy":
+			path, err := testenv.Envoy(ctx, cache)
+			errs = append(errs, err)
+			if err == nil {
+				fmt.Fprintln(stdout, path)
+			}
+		case "kubernetes":
+			k, err := testenv.Kubernetes(ctx, cache)
+			errs = append(errs, err)
+			if err == nil {
+				fmt.Fprintln(stdout, k.APIServer)
+				fmt.Fprintln(stdout, k.Etcd)
+			}
+		default:
+			errs = append(errs, fmt.Errorf("unknown thing to get: %q; known are \"envoy\" and \"kubernetes\"", name))
+		}
+	}
+	return errors.Join(errs...)
+}
