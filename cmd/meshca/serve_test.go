@@ -91,18 +91,21 @@ func (l *logLines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// await returns the first line with the given message.
-func (l *logLines) await(t *testing.T, msg string) map[string]any {
+// await waits until there has been a line with each of the messages, in
+// whatever order.
+func (l *logLines) await(t *testing.T, messages ...string) {
 	t.Helper()
+	missing := make(map[any]bool)
+	for _, m := range messages {
+		missing[m] = true
+	}
 	timeout := time.After(20 * time.Second)
-	for {
+	for len(missing) > 0 {
 		select {
 		case line := <-l.lines:
-			if line["msg"] == msg {
-				return line
-			}
+			delete(missing, line["msg"])
 		case <-timeout:
-			t.Fatalf("no log line %q", msg)
+			t.Fatalf("these never came in the log: %v", missing)
 		}
 	}
 }
@@ -125,7 +128,8 @@ func TestServeUntilSIGTERM(t *testing.T) {
 			"serve", "--config", config, "--state-dir", state, "--listen", "127.0.0.1:0", "--ops-listen", opsAddr,
 		}, &stdout, log)
 	}()
-	log.await(t, "new serving certificate")
+	// Each of the two may be the last thing that readiness waits for.
+	log.await(t, "new serving certificate", "the issuer's keys were read")
 
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(path string) (int, string) {
