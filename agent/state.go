@@ -12,7 +12,9 @@ import (
 
 	"github.com/meshca/meshca/agent/caclient"
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/policy"
 	"github.com/meshca/meshca/sds"
+	"github.com/meshca/meshca/wire"
 )
 
 // state is everything that the agent knows. It is guarded by Agent.mu.
@@ -22,7 +24,8 @@ type state struct {
 	// bundle is what the workload believes. Until the CA's stream has brought
 	// one it is the roots of the first CSR answer, which bear no sequence.
 	bundle    *identity.Bundle
-	streamed  bool // bundle came over the stream
+	streamed  bool             // bundle came over the stream
+	policy    *policy.Resolved // the newest that a CA knew; nil before there was one
 	denied    error
 	connected bool
 
@@ -49,7 +52,7 @@ func (s *state) sequence() uint64 {
 
 // publishLocked hands the state to the feed.
 func (a *Agent) publishLocked() {
-	a.conf.Feed.Publish(sds.State{SVID: a.state.svid, Bundle: a.state.bundle, Denied: a.state.denied})
+	a.conf.Feed.Publish(sds.State{SVID: a.state.svid, Bundle: a.state.bundle, Policy: a.state.policy, Denied: a.state.denied})
 }
 
 // ClockError says that a new certificate is not valid yet by our clock: it, or
@@ -85,6 +88,16 @@ type ConflictError struct {
 func (e *ConflictError) Error() string {
 	return fmt.Sprintf("the bundle has sequence %d, as the one in use, but other content: %s, not %s; whoever changes the authorities must raise the sequence",
 		e.Sequence, describeKeys(e.Got.Authorities()), describeKeys(e.Held.Authorities()))
+}
+
+// PolicyError says that a CA sent another policy than the one in use under a
+// version that is not newer: that CA is behind, and what it says may open what has
+// been closed since.
+type PolicyError struct{ Held, Got policy.Resolved }
+
+func (e *PolicyError) Error() string {
+	return fmt.Sprintf("the policy has version %d (%v, %v); version %d (%v, %v) is in use already",
+		e.Got.Version, e.Got.Mode, e.Got.Source, e.Held.Version, e.Held.Mode, e.Held.Source)
 }
 
 // take verifies a CA's answer to the request that key belongs to and, if all of
@@ -148,7 +161,7 @@ func believable(svid *identity.SVID, bundle *identity.Bundle, now time.Time) err
 }
 
 // apply takes over what the CA's stream says, or refuses it.
-func (a *Agent) apply(w caclient.Workload) error {
+func (a *Agent) apply(w wire.Workload) error {
 	lines, err := a.takeOver(w)
 	result := "ack"
 	if err != nil {
@@ -162,7 +175,7 @@ func (a *Agent) apply(w caclient.Workload) error {
 }
 
 // takeOver also returns what there is to log.
-func (a *Agent) takeOver(w caclient.Workload) (lines []line, err error) {
+func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s, now := &a.state, a.now()
@@ -172,10 +185,20 @@ func (a *Agent) takeOver(w caclient.Workload) (lines []line, err error) {
 	if err := s.newer(w.Bundle); err != nil {
 		return nil, err
 	}
+	if s.policy != nil && w.Policy != nil && !s.policy.Follows(*w.Policy) {
+		return nil, &PolicyError{Held: *s.policy, Got: *w.Policy}
+	}
 	changed := s.bundle == nil || !s.bundle.Equal(w.Bundle)
 	s.bundle, s.streamed = w.Bundle, true
-	if changed {
+	newPolicy := a.takePolicyLocked(w.Policy)
+	if changed || newPolicy {
 		a.publishLocked()
+	}
+	if newPolicy {
+		lines = append(lines, line{slog.LevelInfo, "policy taken over", []any{
+			"version", s.policy.Version, "mode", s.policy.Mode.String(), "source", s.policy.Source.String()}})
+	}
+	if changed {
 		lines = append(lines, line{slog.LevelInfo, "trust bundle taken over", []any{"trust_domain", a.td.String(),
 			"sequence", w.Bundle.Sequence(), "authorities", len(w.Bundle.Authorities())}})
 	}
@@ -194,6 +217,18 @@ func (a *Agent) takeOver(w caclient.Workload) (lines []line, err error) {
 	}
 	a.wakeUp()
 	return lines, nil
+}
+
+// takePolicyLocked takes over a policy that may take the place of the one in use,
+// and reports whether there is something new to hand on. A newer version of the
+// same is new: whoever holds it will not go back behind it.
+func (a *Agent) takePolicyLocked(p *policy.Resolved) bool {
+	held := a.state.policy
+	if p == nil || held != nil && p.Version <= held.Version {
+		return false // what is not known, or is known already
+	}
+	a.state.policy = p
+	return true
 }
 
 // newer returns why b must not take the place of the bundle in use; nil where

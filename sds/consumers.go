@@ -8,7 +8,7 @@ import (
 // Consumer says what one open stream has been given, for whoever must know
 // that a new bundle has arrived everywhere before it is used.
 type Consumer struct {
-	// Kind is sds_sotw, sds_delta, x509_svid or x509_bundles.
+	// Kind is sds_sotw, sds_delta, x509_svid, x509_bundles or workload.
 	Kind string
 	// Delivered is the sequence of the own domain's bundle that was sent last,
 	// and DeliveredAt when; zero if none was.

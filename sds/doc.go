@@ -1,10 +1,10 @@
 // Package sds hands out one workload's identity on a Unix socket: its
 // X509-SVID with the private key, and the trust bundles that it believes.
 //
-// [Server] speaks two protocols over the same [State]: Envoy's secret
-// discovery service v3 (state of the world, delta and fetch) and the X.509
-// profile of the SPIFFE Workload API. gRPC health and reflection stand beside
-// them. Whoever can connect gets the identity: the socket is the boundary, and
+// [Server] speaks three protocols over the same [State]: Envoy's secret
+// discovery service v3 (state of the world, delta and fetch), the X.509 profile
+// of the SPIFFE Workload API, and delta ADS with the one resource that tells
+// meshca's own proxy the policy. gRPC health and reflection stand beside them. Whoever can connect gets the identity: the socket is the boundary, and
 // [Listen] makes it. The server authenticates nobody.
 //
 // What it serves comes through a [Feed], to which the agent publishes whole,

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/policy"
 )
 
 // State is everything that the socket serves at one instant. It is immutable:
@@ -19,6 +20,10 @@ type State struct {
 	// Federated are the bundles of other trust domains, in any order. A second
 	// one for the same domain, or one for the own domain, is left out.
 	Federated []*identity.Bundle
+	// Policy is the PeerAuthentication that holds for the workload, resolved; nil
+	// while it is unknown. Once there has been one it stays: who is behind must not
+	// make a proxy forget.
+	Policy *policy.Resolved
 	// Denied is the CA's definite refusal of this identity; nil otherwise. The
 	// Workload API answers PermissionDenied with it, whatever SVID is left. SDS
 	// goes on serving the SVID while it is valid: an Envoy whose certificate

@@ -11,11 +11,12 @@ import (
 type consumer string
 
 const (
-	consumerSotW    consumer = "sds_sotw"
-	consumerDelta   consumer = "sds_delta"
-	consumerFetch   consumer = "sds_fetch"
-	consumerSVID    consumer = "x509_svid"
-	consumerBundles consumer = "x509_bundles"
+	consumerSotW     consumer = "sds_sotw"
+	consumerDelta    consumer = "sds_delta"
+	consumerFetch    consumer = "sds_fetch"
+	consumerSVID     consumer = "x509_svid"
+	consumerBundles  consumer = "x509_bundles"
+	consumerWorkload consumer = "workload"
 )
 
 // result is what became of a response.

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -59,6 +60,7 @@ type Config struct {
 type Server struct {
 	secretservice.UnimplementedSecretDiscoveryServiceServer
 	workload.UnimplementedSpiffeWorkloadAPIServer
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
 	conf      Config
 	metrics   *metrics
@@ -128,6 +130,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	r := registrar{g}
 	secretservice.RegisterSecretDiscoveryServiceServer(r, s)
 	workload.RegisterSpiffeWorkloadAPIServer(r, s)
+	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 	healthpb.RegisterHealthServer(r, s.health)
 	reflection.RegisterV1(r)
 
@@ -223,5 +226,6 @@ func (s *Server) setHealth(v *view) {
 	sds := status(v.svid != nil)
 	s.health.SetServingStatus("", sds)
 	s.health.SetServingStatus(secretservice.SecretDiscoveryService_ServiceDesc.ServiceName, sds)
+	s.health.SetServingStatus(discovery.AggregatedDiscoveryService_ServiceDesc.ServiceName, status(v.workload != nil))
 	s.health.SetServingStatus(workload.SpiffeWorkloadAPI_ServiceDesc.ServiceName, status(v.x509 != nil && v.denied == nil))
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/wire"
 )
 
 // The SDS names that are the same for every workload. The first two are
@@ -42,6 +43,8 @@ type view struct {
 	key    []byte           // the SVID's, PKCS#8 DER
 	bundle *identity.Bundle // of the own domain; nil while there is none
 	denied error
+
+	workload *discovery.Resource // for proxies, of the latest identity; nil before there was one
 
 	x509    *workload.X509SVIDResponse    // nil while it would be incomplete
 	bundles *workload.X509BundlesResponse // likewise
@@ -112,7 +115,7 @@ func newView(prev *view, s State, now time.Time) (*view, error) {
 	}
 	problem := v.take(s, now)
 	federated := v.federated(s)
-	if err := errors.Join(v.encodeSVID(), v.encodeBundles(federated)); err != nil {
+	if err := errors.Join(v.encodeSVID(), v.encodeBundles(federated), v.encodeResource(s)); err != nil {
 		return prev, err
 	}
 	v.encodeWorkload(federated)
@@ -256,6 +259,20 @@ func (v *view) add(holds content, secret *tlsv3.Secret) error {
 	return nil
 }
 
+// encodeResource makes what the proxy beside the workload is told. An SVID that
+// has ended still says who the workload is.
+func (v *view) encodeResource(s State) error {
+	if s.SVID == nil || v.bundle == nil {
+		return nil
+	}
+	content, _, err := wire.Workload{ID: s.SVID.ID(), Bundle: v.bundle, Policy: s.Policy}.Marshal()
+	if err != nil {
+		return err
+	}
+	v.workload = &discovery.Resource{Name: s.SVID.ID().String(), Version: version(v.number), Resource: content}
+	return nil
+}
+
 // encodeWorkload makes the two messages of the Workload API.
 func (v *view) encodeWorkload(federated []*identity.Bundle) {
 	if v.bundle == nil {
@@ -295,6 +312,11 @@ func (v *view) settle(prev *view) bool {
 			v.resources[name] = p
 			continue
 		}
+		same = false
+	}
+	if (v.workload != nil) == (prev.workload != nil) && proto.Equal(v.workload.GetResource(), prev.workload.GetResource()) {
+		v.workload = prev.workload
+	} else {
 		same = false
 	}
 	if (v.x509 != nil) == (prev.x509 != nil) && proto.Equal(v.x509, prev.x509) && v.sequence() == prev.sequence() {

@@ -356,7 +356,7 @@ func TestSPIFFE46_Reflection(t *testing.T) {
 		for _, s := range recv(t, stream).GetListServicesResponse().GetService() {
 			names = append(names, s.GetName())
 		}
-		expect(t, "services", names, "SpiffeWorkloadAPI", "envoy.service.secret.v3.SecretDiscoveryService",
-			"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
+		expect(t, "services", names, "SpiffeWorkloadAPI", "envoy.service.discovery.v3.AggregatedDiscoveryService",
+			"envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
 	})
 }

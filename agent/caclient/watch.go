@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
-	"github.com/meshca/meshca/wire/meshcav1"
+	"github.com/meshca/meshca/wire"
 )
 
 // doingWatch describes the call of [Client.Watch] in errors and logs.
@@ -30,7 +30,7 @@ type Watch struct {
 	Token TokenSource
 	// Apply takes a workload over. An error refuses it: its text goes to the CA
 	// as a NACK. Required.
-	Apply func(Workload) error
+	Apply func(wire.Workload) error
 	// Removed is told that the CA no longer has a resource; may be nil.
 	Removed func(name string)
 	// Connected is told of each stream's beginning and end; may be nil.
@@ -83,7 +83,7 @@ func (c *Client) follow(ctx context.Context, l *link, w *Watch) error {
 	}
 	first := &discovery.DeltaDiscoveryRequest{
 		Node:                    &core.Node{Id: "meshca-agent", UserAgentName: "meshca-agent"},
-		TypeUrl:                 meshcav1.TypeURL,
+		TypeUrl:                 wire.TypeURL,
 		ResourceNamesSubscribe:  []string{"*"},
 		InitialResourceVersions: w.versions,
 	}
@@ -121,13 +121,13 @@ func (c *Client) follow(ctx context.Context, l *link, w *Watch) error {
 
 // accept applies one response, or says why not.
 func (c *Client) accept(w *Watch, resp *discovery.DeltaDiscoveryResponse) error {
-	if resp.GetTypeUrl() != meshcav1.TypeURL {
-		return fmt.Errorf("the response is of type %.256q, not %q", resp.GetTypeUrl(), meshcav1.TypeURL)
+	if resp.GetTypeUrl() != wire.TypeURL {
+		return fmt.Errorf("the response is of type %.256q, not %q", resp.GetTypeUrl(), wire.TypeURL)
 	}
-	workloads := make([]Workload, len(resp.GetResources()))
+	workloads := make([]wire.Workload, len(resp.GetResources()))
 	for i, r := range resp.GetResources() {
 		var err error
-		if workloads[i], err = parseWorkload(c.conf.TrustDomain, r.GetResource()); err != nil {
+		if workloads[i], err = wire.Parse(c.conf.TrustDomain, r.GetResource()); err != nil {
 			return fmt.Errorf("resource %.256q: %w", r.GetName(), err)
 		}
 	}

@@ -17,13 +17,13 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshca/meshca/agent/caclient/caclienttest"
-	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/wire"
 	"github.com/meshca/meshca/wire/meshcav1"
 )
 
 // collect is a Watch that takes everything and remembers it.
-func collect(into *[]Workload) *Watch {
-	return &Watch{Token: token(canary), Apply: func(w Workload) error { *into = append(*into, w); return nil }}
+func collect(into *[]wire.Workload) *Watch {
+	return &Watch{Token: token(canary), Apply: func(w wire.Workload) error { *into = append(*into, w); return nil }}
 }
 
 func TestWatchAcknowledgesAndResumesFromItsVersions(t *testing.T) {
@@ -46,7 +46,7 @@ func TestWatchAcknowledgesAndResumesFromItsVersions(t *testing.T) {
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
 	c := newClient(t, ca, n, "a:1")
-	var got []Workload
+	var got []wire.Workload
 	var connected []bool
 	w := collect(&got)
 	w.Connected = func(is bool) { connected = append(connected, is) }
@@ -67,7 +67,7 @@ func TestWatchAcknowledgesAndResumesFromItsVersions(t *testing.T) {
 		t.Errorf("connected: %v", connected)
 	}
 	first, second := firsts[0], firsts[1]
-	if first.GetTypeUrl() != meshcav1.TypeURL || fmt.Sprint(first.GetResourceNamesSubscribe()) != "[*]" || len(first.GetInitialResourceVersions()) != 0 {
+	if first.GetTypeUrl() != wire.TypeURL || fmt.Sprint(first.GetResourceNamesSubscribe()) != "[*]" || len(first.GetInitialResourceVersions()) != 0 {
 		t.Errorf("first request: %v", first)
 	}
 	if v := second.GetInitialResourceVersions(); len(v) != 1 || v[caclienttest.Resource] != "8-bb" {
@@ -91,13 +91,13 @@ func TestWatchRemovedResource(t *testing.T) {
 		if err := errors.Join(s.SendWorkload("1", ca.Workload(1)), s.Answer("1")); err != nil {
 			return err
 		}
-		err := s.Send(&discovery.DeltaDiscoveryResponse{TypeUrl: meshcav1.TypeURL, Nonce: "2", RemovedResources: []string{caclienttest.Resource}})
+		err := s.Send(&discovery.DeltaDiscoveryResponse{TypeUrl: wire.TypeURL, Nonce: "2", RemovedResources: []string{caclienttest.Resource}})
 		return errors.Join(err, s.Answer("2"))
 	}
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
 	c := newClient(t, ca, n, "a:1")
-	var got []Workload
+	var got []wire.Workload
 	var removed []string
 	w := collect(&got)
 	w.Removed = func(name string) { removed = append(removed, name) }
@@ -140,7 +140,7 @@ func badWorkloads(t *testing.T, ca *caclienttest.CA) map[string]struct {
 	return map[string]bad{
 		"nothing":                  {nil, "no content"},
 		"another type":             {mustAny(t, timestamppb.Now()), "it is of type"},
-		"garbage":                  {&anypb.Any{TypeUrl: meshcav1.TypeURL, Value: []byte{0xff}}, "cannot be decoded"},
+		"garbage":                  {&anypb.Any{TypeUrl: wire.TypeURL, Value: []byte{0xff}}, "cannot be decoded"},
 		"no ID":                    {change(func(w *meshcav1.Workload) { w.SpiffeId = "" }), "SPIFFE ID"},
 		"ID of another domain":     {change(func(w *meshcav1.Workload) { w.SpiffeId = "spiffe://evil/ns/a/sa/b" }), "no workload of trust domain"},
 		"the domain's own ID":      {change(func(w *meshcav1.Workload) { w.SpiffeId = "spiffe://cluster.local" }), "no workload of trust domain"},
@@ -165,7 +165,7 @@ func TestF17_BadBundlesAreNackedAndTheNextCAIsAsked(t *testing.T) {
 			nack := make(chan error, 1)
 			ca.OnStream = func(s *caclienttest.Stream) error {
 				err := s.Send(&discovery.DeltaDiscoveryResponse{
-					TypeUrl: meshcav1.TypeURL, Nonce: "n",
+					TypeUrl: wire.TypeURL, Nonce: "n",
 					Resources: []*discovery.Resource{{Name: caclienttest.Resource, Version: "1", Resource: bad.content}},
 				})
 				nack <- errors.Join(err, s.Answer("n"))
@@ -174,7 +174,7 @@ func TestF17_BadBundlesAreNackedAndTheNextCAIsAsked(t *testing.T) {
 			n := caclienttest.NewNetwork(t)
 			ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
 			c := newClient(t, ca, n, "a:1", "b:1")
-			var got []Workload
+			var got []wire.Workload
 			w := collect(&got)
 			err := c.Watch(t.Context(), w)
 			var refusal *NackError
@@ -203,7 +203,7 @@ func TestF17_BundleOverTheLimitEndsTheStreamOnly(t *testing.T) {
 	}
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
-	var got []Workload
+	var got []wire.Workload
 	var refused *RefusedError
 	if err := newClient(t, ca, n, "a:1").Watch(t.Context(), collect(&got)); !errors.As(err, &refused) || refused.Code != codes.ResourceExhausted || len(got) != 0 {
 		t.Errorf("got %v, %d resources", err, len(got))
@@ -224,7 +224,7 @@ func TestNackWithOneAddressKeepsTheStream(t *testing.T) {
 	}
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
-	w := &Watch{Token: token(canary), Apply: func(w Workload) error {
+	w := &Watch{Token: token(canary), Apply: func(w wire.Workload) error {
 		if w.Bundle.Sequence() == 1 {
 			return errors.New("do not like 1")
 		}
@@ -244,7 +244,7 @@ func TestWatchRefusedByOneCAIsNotAskedOfAll(t *testing.T) {
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
 	var refused *RefusedError
-	err := newClient(t, ca, n, "a:1", "b:1").Watch(t.Context(), collect(new([]Workload)))
+	err := newClient(t, ca, n, "a:1", "b:1").Watch(t.Context(), collect(new([]wire.Workload)))
 	if !errors.As(err, &refused) || refused.Token == "" || len(n.Dials()) != 1 {
 		t.Errorf("got %v, dialled %q", err, n.Dials())
 	}
@@ -261,7 +261,7 @@ func TestF68_SilentDropIsFoundIn30s(t *testing.T) {
 		var cut dropper
 		cut.serve(n, "a:1", "inner:1")
 		c := newClient(t, ca, n, "a:1")
-		var got []Workload
+		var got []wire.Workload
 		ended := make(chan error, 1)
 		go func() { ended <- c.Watch(t.Context(), collect(&got)) }()
 		synctest.Wait()
@@ -282,50 +282,6 @@ func TestF68_SilentDropIsFoundIn30s(t *testing.T) {
 		}
 		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("noticed after %v", took)
-		}
-	})
-}
-
-func TestParseWorkload(t *testing.T) {
-	ca := newCA(t)
-	msg := ca.Workload(12)
-	at := time.Date(2026, 5, 1, 2, 3, 4, 0, time.UTC)
-	msg.RenewAt = timestamppb.New(at)
-	w, err := parseWorkload(ca.TrustDomain, mustAny(t, msg))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.ID != ca.ID || !w.RenewAt.Equal(at) || w.Bundle.Sequence() != 12 || len(w.Bundle.Authorities()) != 1 {
-		t.Errorf("got %+v", w)
-	}
-}
-
-// Nothing that a CA can send makes more than an error or a usable bundle of our
-// own trust domain.
-func FuzzParseWorkload(f *testing.F) {
-	td, err := identity.ParseTrustDomain("cluster.local")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, w := range []*meshcav1.Workload{
-		{},
-		{SpiffeId: cart, Bundle: &meshcav1.Bundle{TrustDomain: "cluster.local", Sequence: 1, X509Authorities: [][]byte{{0x30, 0x00}}}},
-		{SpiffeId: cart, RenewAt: &timestamppb.Timestamp{Seconds: 1 << 60}},
-	} {
-		raw, err := proto.Marshal(w)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(raw)
-	}
-	f.Add(seedWorkload)
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		w, err := parseWorkload(td, &anypb.Any{TypeUrl: meshcav1.TypeURL, Value: raw})
-		if err != nil {
-			return
-		}
-		if w.ID.TrustDomain() != td || w.Bundle.TrustDomain() != td || len(w.Bundle.Authorities()) == 0 {
-			t.Errorf("taken: %+v", w)
 		}
 	})
 }

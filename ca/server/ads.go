@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/wire"
 )
 
 // adsService is envoy.service.discovery.v3.AggregatedDiscoveryService, delta
@@ -67,7 +69,7 @@ func streamEnd(now, proofEnds time.Time) time.Time {
 // serve answers requests and pushes changes until the end; status OK is the
 // invitation to come back at once.
 func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, end time.Time) error {
-	d := &deltaState{name: who.Resource()}
+	d := wire.NewDelta(who.Resource())
 	allowed := newBudget(a.s.now())
 	requests, ended := receive(stream)
 	timer := time.NewTimer(0)
@@ -79,12 +81,11 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 		}
 		// Never one long timer: it would stand still while the machine sleeps.
 		timer.Reset(min(tick, end.Sub(now)))
-		bundle, changed := a.s.authority.Bundle()
-		resp, err := d.next(who, bundle)
+		resource, changed, err := a.resource(who)
 		if err != nil {
 			return err
 		}
-		if resp != nil {
+		if resp := d.Next(resource); resp != nil {
 			if err := stream.Send(resp); err != nil {
 				return gone(err)
 			}
@@ -99,12 +100,13 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 			if !allowed.spend(a.s.now()) {
 				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
 			}
-			verdict, err := d.request(req)
+			verdict, err := d.Request(req)
 			if err != nil {
-				return err
+				return &callError{codes.InvalidArgument, err}
 			}
 			a.note(stream, who, verdict)
-		case <-changed:
+		case <-changed.bundle:
+		case <-changed.policy:
 		case <-timer.C:
 		case <-a.s.draining:
 			return nil
@@ -112,15 +114,38 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 	}
 }
 
+// changes are closed when what they are about has become another.
+type changes struct{ bundle, policy <-chan struct{} }
+
+// resource is what a caller may see, as it is now, with a version that says when
+// it is the same.
+func (a *adsService) resource(who *caller.Caller) (*discovery.Resource, changes, error) {
+	var c changes
+	w := wire.Workload{ID: who.ID()}
+	w.Bundle, c.bundle = a.s.authority.Bundle()
+	if a.s.policies != nil {
+		w.Policy, c.policy = a.s.policies.Policy(who)
+	}
+	content, hash, err := w.Marshal()
+	if err != nil {
+		return nil, c, err
+	}
+	return &discovery.Resource{
+		Name:     who.Resource(),
+		Version:  fmt.Sprintf("%d-%x", w.Bundle.Sequence(), hash[:8]),
+		Resource: content,
+	}, c, nil
+}
+
 // note counts an answer, and logs a NACK with the agent's reason.
-func (a *adsService) note(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, v *verdict) {
+func (a *adsService) note(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, v *wire.Verdict) {
 	if v == nil {
 		return
 	}
-	a.s.metrics.acks.WithLabelValues(v.result).Inc()
-	if v.result == nacked {
+	a.s.metrics.acks.WithLabelValues(string(v.Answer)).Inc()
+	if v.Answer == wire.Nacked {
 		a.s.log.Warn("an agent refuses its resource", "spiffe_id", who.ID().String(), "peer", callOf(stream.Context()).peer,
-			"version", v.version, "acknowledged", v.acknowledged, "error", cut(v.detail))
+			"version", v.Version, "acknowledged", v.Acknowledged, "error", cut(v.Detail))
 	}
 }
 

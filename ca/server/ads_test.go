@@ -14,14 +14,14 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/meshca/meshca/identity/token/tokenissuer"
+	"github.com/meshca/meshca/wire"
 	"github.com/meshca/meshca/wire/meshcav1"
 )
 
 func subscribe(names ...string) *discovery.DeltaDiscoveryRequest {
-	return &discovery.DeltaDiscoveryRequest{TypeUrl: meshcav1.TypeURL, ResourceNamesSubscribe: names}
+	return &discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeURL, ResourceNamesSubscribe: names}
 }
 
 // exchange sends and waits for one response.
@@ -52,7 +52,7 @@ func TestDeltaShowsACallerItself(t *testing.T) {
 			resp := exchange(t, h.delta(t, h.good(t)), subscribe(names...))
 			w := workload(t, resp)
 			r := resp.GetResources()[0]
-			if r.GetName() != podUID || resp.GetTypeUrl() != meshcav1.TypeURL || resp.GetNonce() == "" || len(resp.GetRemovedResources()) != 0 {
+			if r.GetName() != podUID || resp.GetTypeUrl() != wire.TypeURL || resp.GetNonce() == "" || len(resp.GetRemovedResources()) != 0 {
 				t.Errorf("response %v", resp)
 			}
 			if !strings.HasPrefix(r.GetVersion(), fmt.Sprintf("%d-", bundle.Sequence())) {
@@ -105,7 +105,7 @@ func TestDeltaResumes(t *testing.T) {
 	if workload(t, exchange(t, stream, subscribe(podUID))).GetSpiffeId() != cartURI {
 		t.Error("naming a resource again did not bring it")
 	}
-	drop := &discovery.DeltaDiscoveryRequest{TypeUrl: meshcav1.TypeURL, ResourceNamesUnsubscribe: []string{podUID}}
+	drop := &discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeURL, ResourceNamesUnsubscribe: []string{podUID}}
 	if workload(t, exchange(t, stream, drop)).GetSpiffeId() != cartURI {
 		t.Error("dropping a resource under a wildcard did not bring it again")
 	}
@@ -235,69 +235,4 @@ func TestDeltaEndsWithTheAgent(t *testing.T) {
 	if found, _ := h.log.find("refused"); len(found) != 0 {
 		t.Errorf("an agent that left was logged as refused: %v", found)
 	}
-}
-
-// What an agent asks for does not grow what is kept about it.
-func TestV12_StateIsBounded(t *testing.T) {
-	d := &deltaState{name: podUID}
-	names := make([]string, 20000)
-	versions := map[string]string{}
-	for i := range names {
-		names[i] = fmt.Sprint(i)
-		versions[names[i]] = "1-x"
-	}
-	h := start(t, nil)
-	who := h.caller(t)
-	bundle, _ := h.authority.Bundle()
-	for i := range 100 {
-		req := subscribe(names...)
-		req.InitialResourceVersions, req.ResourceNamesUnsubscribe = versions, names
-		_, err := d.request(req)
-		must(t, err)
-		resp, err := d.next(who, bundle)
-		must(t, err)
-		if i > 0 && len(resp.GetRemovedResources()) != len(names) {
-			t.Fatalf("%d names were answered; want %d", len(resp.GetRemovedResources()), len(names))
-		}
-	}
-	if len(d.removed) != 0 || len(d.open) > maxOpen {
-		t.Errorf("%d names and %d responses are kept", len(d.removed), len(d.open))
-	}
-}
-
-func FuzzDeltaRequest(f *testing.F) {
-	for _, req := range []*discovery.DeltaDiscoveryRequest{
-		subscribe(), subscribe("*", podUID, "x"),
-		{TypeUrl: meshcav1.TypeURL, ResourceNamesUnsubscribe: []string{"*", podUID}, ResponseNonce: "1"},
-		{TypeUrl: meshcav1.TypeURL, InitialResourceVersions: map[string]string{podUID: "1-x", "y": ""}, ResponseNonce: "1", ErrorDetail: &rpcstatus.Status{Message: "no"}},
-	} {
-		b, err := proto.Marshal(req)
-		must(f, err)
-		f.Add(b, b)
-	}
-	h := start(f, nil)
-	who := h.caller(f)
-	bundle, _ := h.authority.Bundle()
-	f.Fuzz(func(t *testing.T, first, second []byte) {
-		d := &deltaState{name: podUID}
-		for _, b := range [][]byte{first, second} {
-			req := &discovery.DeltaDiscoveryRequest{}
-			if proto.Unmarshal(b, req) != nil {
-				return
-			}
-			if _, err := d.request(req); err != nil {
-				return
-			}
-			resp, err := d.next(who, bundle)
-			must(t, err)
-			for _, r := range resp.GetResources() {
-				if r.GetName() != podUID {
-					t.Errorf("sent %q", r.GetName())
-				}
-			}
-			if slices.Contains(resp.GetRemovedResources(), podUID) {
-				t.Error("the caller's own resource was taken away")
-			}
-		}
-	})
 }

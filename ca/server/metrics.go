@@ -3,6 +3,8 @@ package server
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+
+	"github.com/meshca/meshca/wire"
 )
 
 type metrics struct {
@@ -14,13 +16,6 @@ type metrics struct {
 	acks        *prometheus.CounterVec // result
 	servingEnd  prometheus.Gauge
 }
-
-// What an agent did with a resource.
-const (
-	acked  = "ack"
-	nacked = "nack"
-	stale  = "stale" // an answer to nothing that is open
-)
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
@@ -57,8 +52,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for _, c := range []codes.Code{codes.OK, codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.ResourceExhausted, codes.Unavailable, codes.Canceled, codes.Internal} {
 		m.requests.WithLabelValues(outcome(c))
 	}
-	for _, result := range []string{acked, nacked, stale} {
-		m.acks.WithLabelValues(result)
+	for _, answer := range []wire.Answer{wire.Acked, wire.Nacked, wire.Stale} {
+		m.acks.WithLabelValues(string(answer))
 	}
 	if reg == nil {
 		return m, nil

@@ -19,6 +19,7 @@ import (
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/policy"
 )
 
 // Limits on what one connection may ask of the server.
@@ -67,6 +68,14 @@ const (
 // "localhost".
 const istiodName = "istiod.istio-system.svc"
 
+// Policies says what holds for workloads. Its methods are safe for concurrent use
+// and answer at once.
+type Policies interface {
+	// Policy returns the decision about a caller's workload, nil while the policies
+	// are not known, and a channel that is closed when that may have become another.
+	Policy(*caller.Caller) (*policy.Resolved, <-chan struct{})
+}
+
 // Config is what a [Server] is made from.
 type Config struct {
 	Authority     *ca.Authority         // required
@@ -93,9 +102,12 @@ type Config struct {
 	// CallersReady, if any, says whether callers can be authenticated, such as
 	// whether there are keys to verify tokens with. It must not wait.
 	CallersReady func() error
-	Now          func() time.Time      // nil means time.Now
-	Log          *slog.Logger          // nil means no log
-	Metrics      prometheus.Registerer // nil means none
+	// Policies, if any, says what PeerAuthentication holds for a workload. Without
+	// it none is sent.
+	Policies Policies
+	Now      func() time.Time      // nil means time.Now
+	Log      *slog.Logger          // nil means no log
+	Metrics  prometheus.Registerer // nil means none
 }
 
 // Server serves the CA on one port. Its methods are safe for concurrent use.
@@ -110,6 +122,7 @@ type Server struct {
 	healthChecks  *limiter // by address
 	callTimeout   time.Duration
 	callersReady  func() error
+	policies      Policies // nil for none
 	clock         func() time.Time
 	log           *slog.Logger
 	metrics       *metrics
@@ -157,7 +170,7 @@ func New(c Config) (*Server, error) {
 		calls:        newLimiter("calls are being worked on", c.MaxCalls, maxCallsPerCaller),
 		streams:      newLimiter("streams are open", c.MaxStreams, maxStreamsPerCaller),
 		healthChecks: newLimiter("health checks are open", maxHealth, maxHealthPerSource),
-		callTimeout:  c.CallTimeout, callersReady: c.CallersReady,
+		callTimeout:  c.CallTimeout, callersReady: c.CallersReady, policies: c.Policies,
 		clock: c.Now, log: c.Log, metrics: m, draining: make(chan struct{}),
 	}
 	s.serving = &serving{authority: c.Authority, names: c.Names, now: s.now, log: c.Log, end: m.servingEnd}

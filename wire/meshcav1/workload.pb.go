@@ -26,6 +26,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Mode of a port. A receiver takes a mode that it does not know for STRICT.
+type Mode int32
+
+const (
+	Mode_MODE_UNSPECIFIED Mode = 0
+	Mode_MODE_STRICT      Mode = 1
+	Mode_MODE_PERMISSIVE  Mode = 2
+	Mode_MODE_DISABLE     Mode = 3
+)
+
+// Enum value maps for Mode.
+var (
+	Mode_name = map[int32]string{
+		0: "MODE_UNSPECIFIED",
+		1: "MODE_STRICT",
+		2: "MODE_PERMISSIVE",
+		3: "MODE_DISABLE",
+	}
+	Mode_value = map[string]int32{
+		"MODE_UNSPECIFIED": 0,
+		"MODE_STRICT":      1,
+		"MODE_PERMISSIVE":  2,
+		"MODE_DISABLE":     3,
+	}
+)
+
+func (x Mode) Enum() *Mode {
+	p := new(Mode)
+	*p = x
+	return p
+}
+
+func (x Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_meshcav1_workload_proto_enumTypes[0].Descriptor()
+}
+
+func (Mode) Type() protoreflect.EnumType {
+	return &file_meshcav1_workload_proto_enumTypes[0]
+}
+
+func (x Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Mode.Descriptor instead.
+func (Mode) EnumDescriptor() ([]byte, []int) {
+	return file_meshcav1_workload_proto_rawDescGZIP(), []int{0}
+}
+
 // Workload is what the CA tells an agent about one workload. Its xDS name is
 // the pod's UID, or the SPIFFE ID where the caller's token names no pod.
 type Workload struct {
@@ -34,6 +87,9 @@ type Workload struct {
 	SpiffeId string `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	// The trust bundle of the workload's own trust domain.
 	Bundle *Bundle `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The PeerAuthentication that holds for the workload. Absent: the sender does
+	// not know, and whoever holds one keeps it.
+	Policy *Policy `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
 	// When the CA would like the current certificate to be renewed. Absent: the
 	// agent draws the instant itself. An instant in the past means now; one later
 	// than half of the certificate's lifetime is not obeyed.
@@ -82,6 +138,13 @@ func (x *Workload) GetSpiffeId() string {
 func (x *Workload) GetBundle() *Bundle {
 	if x != nil {
 		return x.Bundle
+	}
+	return nil
+}
+
+func (x *Workload) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
 	}
 	return nil
 }
@@ -158,19 +221,238 @@ func (x *Bundle) GetX509Authorities() [][]byte {
 	return nil
 }
 
+// Policy is what PeerAuthentications come to for one workload.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rises with every change of any policy of the mesh. A receiver refuses (NACKs)
+	// other content under a version that is not higher than the one it holds.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Of every port that `ports` does not name.
+	Mode Mode `protobuf:"varint,2,opt,name=mode,proto3,enum=meshca.v1.Mode" json:"mode,omitempty"`
+	// What decided `mode`.
+	Source *Source `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// Ports of the workload with a mode of their own, in rising order.
+	Ports []*Port `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	// The policy that has them: namespace and name.
+	PortsSource   *Source `protobuf:"bytes,5,opt,name=ports_source,json=portsSource,proto3" json:"ports_source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_meshcav1_workload_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_meshcav1_workload_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_meshcav1_workload_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Policy) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Policy) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNSPECIFIED
+}
+
+func (x *Policy) GetSource() *Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Policy) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Policy) GetPortsSource() *Source {
+	if x != nil {
+		return x.PortsSource
+	}
+	return nil
+}
+
+// Port is a port that the workload itself listens on.
+type Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Mode          Mode                   `protobuf:"varint,2,opt,name=mode,proto3,enum=meshca.v1.Mode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_meshcav1_workload_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_meshcav1_workload_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_meshcav1_workload_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Port) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Port) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_UNSPECIFIED
+}
+
+// Source says where a mode comes from, for people and logs.
+type Source struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// port, workload, namespace, mesh, default (no policy says anything) or closed
+	// (what decides is not known, hence STRICT).
+	Level string `protobuf:"bytes,1,opt,name=level,proto3" json:"level,omitempty"`
+	// Of the deciding PeerAuthentication, if there is one.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_meshcav1_workload_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_meshcav1_workload_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_meshcav1_workload_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Source) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *Source) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Source) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_meshcav1_workload_proto protoreflect.FileDescriptor
 
 const file_meshcav1_workload_proto_rawDesc = "" +
 	"\n" +
-	"\x17meshcav1/workload.proto\x12\tmeshca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x01\n" +
+	"\x17meshcav1/workload.proto\x12\tmeshca.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n" +
 	"\bWorkload\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12)\n" +
-	"\x06bundle\x18\x02 \x01(\v2\x11.meshca.v1.BundleR\x06bundle\x125\n" +
-	"\brenew_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAtJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"r\n" +
+	"\x06bundle\x18\x02 \x01(\v2\x11.meshca.v1.BundleR\x06bundle\x12)\n" +
+	"\x06policy\x18\x03 \x01(\v2\x11.meshca.v1.PolicyR\x06policy\x125\n" +
+	"\brenew_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAtJ\x04\b\x04\x10\x05\"r\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12)\n" +
-	"\x10x509_authorities\x18\x03 \x03(\fR\x0fx509AuthoritiesB1Z/github.com/meshca/meshca/wire/meshcav1;meshcav1b\x06proto3"
+	"\x10x509_authorities\x18\x03 \x03(\fR\x0fx509Authorities\"\xcf\x01\n" +
+	"\x06Policy\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12#\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x0f.meshca.v1.ModeR\x04mode\x12)\n" +
+	"\x06source\x18\x03 \x01(\v2\x11.meshca.v1.SourceR\x06source\x12%\n" +
+	"\x05ports\x18\x04 \x03(\v2\x0f.meshca.v1.PortR\x05ports\x124\n" +
+	"\fports_source\x18\x05 \x01(\v2\x11.meshca.v1.SourceR\vportsSource\"C\n" +
+	"\x04Port\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12#\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x0f.meshca.v1.ModeR\x04mode\"P\n" +
+	"\x06Source\x12\x14\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name*T\n" +
+	"\x04Mode\x12\x14\n" +
+	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vMODE_STRICT\x10\x01\x12\x13\n" +
+	"\x0fMODE_PERMISSIVE\x10\x02\x12\x10\n" +
+	"\fMODE_DISABLE\x10\x03B1Z/github.com/meshca/meshca/wire/meshcav1;meshcav1b\x06proto3"
 
 var (
 	file_meshcav1_workload_proto_rawDescOnce sync.Once
@@ -184,20 +466,31 @@ func file_meshcav1_workload_proto_rawDescGZIP() []byte {
 	return file_meshcav1_workload_proto_rawDescData
 }
 
-var file_meshcav1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_meshcav1_workload_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_meshcav1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_meshcav1_workload_proto_goTypes = []any{
-	(*Workload)(nil),              // 0: meshca.v1.Workload
-	(*Bundle)(nil),                // 1: meshca.v1.Bundle
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(Mode)(0),                     // 0: meshca.v1.Mode
+	(*Workload)(nil),              // 1: meshca.v1.Workload
+	(*Bundle)(nil),                // 2: meshca.v1.Bundle
+	(*Policy)(nil),                // 3: meshca.v1.Policy
+	(*Port)(nil),                  // 4: meshca.v1.Port
+	(*Source)(nil),                // 5: meshca.v1.Source
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_meshcav1_workload_proto_depIdxs = []int32{
-	1, // 0: meshca.v1.Workload.bundle:type_name -> meshca.v1.Bundle
-	2, // 1: meshca.v1.Workload.renew_at:type_name -> google.protobuf.Timestamp
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: meshca.v1.Workload.bundle:type_name -> meshca.v1.Bundle
+	3, // 1: meshca.v1.Workload.policy:type_name -> meshca.v1.Policy
+	6, // 2: meshca.v1.Workload.renew_at:type_name -> google.protobuf.Timestamp
+	0, // 3: meshca.v1.Policy.mode:type_name -> meshca.v1.Mode
+	5, // 4: meshca.v1.Policy.source:type_name -> meshca.v1.Source
+	4, // 5: meshca.v1.Policy.ports:type_name -> meshca.v1.Port
+	5, // 6: meshca.v1.Policy.ports_source:type_name -> meshca.v1.Source
+	0, // 7: meshca.v1.Port.mode:type_name -> meshca.v1.Mode
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_meshcav1_workload_proto_init() }
@@ -210,13 +503,14 @@ func file_meshcav1_workload_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshcav1_workload_proto_rawDesc), len(file_meshcav1_workload_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   2,
+			NumEnums:      1,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_meshcav1_workload_proto_goTypes,
 		DependencyIndexes: file_meshcav1_workload_proto_depIdxs,
+		EnumInfos:         file_meshcav1_workload_proto_enumTypes,
 		MessageInfos:      file_meshcav1_workload_proto_msgTypes,
 	}.Build()
 	File_meshcav1_workload_proto = out.File

@@ -27,6 +27,7 @@ import (
 
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/identity/identitytest"
+	"github.com/meshca/meshca/wire"
 	"github.com/meshca/meshca/wire/meshcav1"
 )
 
@@ -213,7 +214,7 @@ func (s *Stream) SendWorkload(nonce string, w *meshcav1.Workload) error {
 		return err
 	}
 	return s.Send(&discovery.DeltaDiscoveryResponse{
-		TypeUrl:   meshcav1.TypeURL,
+		TypeUrl:   wire.TypeURL,
 		Nonce:     nonce,
 		Resources: []*discovery.Resource{{Name: Resource, Version: nonce, Resource: content}},
 	})

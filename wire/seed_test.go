@@ -1,4 +1,4 @@
-package caclient
+package wire
 
 import "encoding/hex"
 

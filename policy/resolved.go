@@ -1,0 +1,84 @@
+package policy
+
+import "maps"
+
+// Resolved is the decision about one workload as it is handed on: from who knows
+// the policies to who enforces them.
+type Resolved struct {
+	// Version rises with every change of any policy of the mesh. It orders decisions;
+	// two with the same content may have different versions.
+	Version uint64
+	Result
+}
+
+// Follows reports whether next may take r's place: it is newer, or says the
+// same. Whatever else has an older or an equal version comes from somebody who is
+// behind, and could open what was closed since.
+func (r Resolved) Follows(next Resolved) bool {
+	return next.Version > r.Version || next.Equal(r.Result)
+}
+
+// Decided puts a Result together from what [Result.PortLevel] and its fields said
+// somewhere else. Modes that this version does not know become Strict. The map is
+// kept.
+func Decided(mode Mode, source Source, portPolicy Ref, ports map[uint16]Mode) Result {
+	return Result{Mode: mode.over(Strict), Source: source, ports: ports, portPolicy: portPolicy}
+}
+
+// PortLevel returns the ports with a mode of their own, and the policy that has
+// them. The map is the caller's; it is nil if there are none.
+func (r Result) PortLevel() (policy Ref, ports map[uint16]Mode) {
+	for port, m := range r.ports {
+		if m == Unset {
+			continue
+		}
+		if ports == nil {
+			ports = make(map[uint16]Mode, len(r.ports))
+		}
+		ports[port] = r.ForPort(port)
+	}
+	if ports == nil {
+		return Ref{}, nil
+	}
+	return r.portPolicy, ports
+}
+
+// Equal reports whether two results say the same about every port, for the same
+// reasons.
+func (r Result) Equal(other Result) bool {
+	policy, ports := r.PortLevel()
+	otherPolicy, otherPorts := other.PortLevel()
+	return r.Mode == other.Mode && r.Source == other.Source && policy == otherPolicy && maps.Equal(ports, otherPorts)
+}
+
+// ResolveUnlabelled decides for a workload whose labels are not known. Where no
+// policy of its namespace selects by labels they do not matter; otherwise any of
+// those policies may be the one that holds, and everything is STRICT.
+func (s *Set) ResolveUnlabelled(namespace string) Result {
+	if s.Closed() == "" && s.Selects(namespace) {
+		return Result{Mode: Strict, Source: Source{Level: LevelClosed}}
+	}
+	return s.Resolve(namespace, nil)
+}
+
+// Selects reports whether a policy of the namespace selects workloads by labels,
+// with effect.
+func (s *Set) Selects(namespace string) bool {
+	if s.Closed() != "" {
+		return false
+	}
+	n := s.namespaces[namespace]
+	return n != nil && len(n.selected) > 0
+}
+
+// String says who decided, for a log: "shop/cart", with the level where that
+// tells more than the name.
+func (s Source) String() string {
+	switch s.Level {
+	case LevelDefault:
+		return "no policy"
+	case LevelClosed:
+		return "not known"
+	}
+	return string(s.Level) + " " + s.Policy.String()
+}
