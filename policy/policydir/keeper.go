@@ -39,6 +39,7 @@ type keeper struct {
 	place    os.FileInfo // of the directory that the files were in
 	problem  error       // with the directory as a whole
 	complete bool        // every file of the directory has been good, at one time
+	newest   time.Time   // the last change of the directory or of a file in it
 	inForce  []policy.Policy
 }
 
@@ -137,13 +138,23 @@ func (k *keeper) list() ([]string, error) {
 		return nil, fmt.Errorf("reading the policies: %q has been replaced by an empty directory", k.dir)
 	}
 	k.place = place
+	k.change(changeTime(place))
 	return names, nil
+}
+
+// change notes when something was changed. A file that goes takes its time with
+// it, but leaves that of the directory.
+func (k *keeper) change(at time.Time) {
+	if at.After(k.newest) {
+		k.newest = at
+	}
 }
 
 // look reads a file. It returns whether there is something new to judge, and the
 // size.
 func (k *keeper) look(f *file, now time.Time, total int) (due bool, size int) {
-	data, err := ReadFile(filepath.Join(k.dir, f.name), maxFile)
+	data, changed, err := ReadFile(filepath.Join(k.dir, f.name), maxFile)
+	k.change(changed)
 	if err == nil && total+len(data) > maxBytes {
 		err = fmt.Errorf("all files together have more than %d bytes", maxBytes)
 	}

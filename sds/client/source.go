@@ -56,22 +56,23 @@ func New(c Config) (*Source, error) {
 	}, nil
 }
 
-// dial prepares the connection; it is made when there is something to ask.
-func (s *Source) dial() (*grpc.ClientConn, error) {
+// dial prepares a connection to the agent's socket; it is made when there is
+// something to ask.
+func dial(socket string) (*grpc.ClientConn, error) {
 	// The dialer names the path itself, so that one with odd characters, or a
 	// proxy in the environment, means nothing to gRPC.
 	conn, err := grpc.NewClient("passthrough:///agent",
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // a Unix socket: its permissions protect it
 		grpc.WithAuthority("localhost"),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", s.conf.Socket)
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause},
 			MinConnectTimeout: longestPause,
 		}))
 	if err != nil {
-		return nil, fmt.Errorf("workload API client for %q: %w", s.conf.Socket, err)
+		return nil, fmt.Errorf("client of the agent at %q: %w", socket, err)
 	}
 	return conn, nil
 }
@@ -79,21 +80,20 @@ func (s *Source) dial() (*grpc.ClientConn, error) {
 // Run follows the agent until ctx ends. What goes wrong on the way is logged and
 // tried again.
 func (s *Source) Run(ctx context.Context) error {
-	conn, err := s.dial()
+	conn, err := dial(s.conf.Socket)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	api := workload.NewSpiffeWorkloadAPIClient(conn)
-	pause := firstPause
 	said := ""
-	for {
+	again(ctx, func() bool {
 		taken, err := s.follow(ctx, api)
 		if ctx.Err() != nil {
-			return nil
+			return false
 		}
 		if taken {
-			pause, said = firstPause, ""
+			said = ""
 		}
 		s.lost(err)
 		if why := reason(err); why != said { // once for each kind of trouble
@@ -101,10 +101,25 @@ func (s *Source) Run(ctx context.Context) error {
 			s.conf.Log.Warn("the agent's stream has ended; what was received last stays in use",
 				"socket", s.conf.Socket, "reason", why, "svid", s.has())
 		}
+		return taken
+	})
+	return nil
+}
+
+// again follows stream after stream until ctx ends, with pauses that grow while
+// streams bring nothing.
+func again(ctx context.Context, follow func() (taken bool)) {
+	pause := firstPause
+	for {
+		if follow() {
+			pause = firstPause
+		}
+		timer := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-time.After(pause/2 + rand.N(pause/2)):
+			timer.Stop()
+			return
+		case <-timer.C:
 		}
 		pause = min(2*pause, longestPause)
 	}
