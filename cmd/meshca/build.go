@@ -12,12 +12,14 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/audit"
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/filepolicy"
 	"github.com/meshca/meshca/ca/self"
 	"github.com/meshca/meshca/ca/server"
 	"github.com/meshca/meshca/cmd/internal/conf"
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/identity/jwks"
 	"github.com/meshca/meshca/identity/token"
+	"github.com/meshca/meshca/policy/policydir"
 )
 
 // parts are the pieces of a CA that run.
@@ -25,6 +27,8 @@ type parts struct {
 	keys      []*jwks.Cache
 	authority *ca.Authority
 	server    *server.Server
+	policyDir *policydir.Source  // nil without policies
+	policies  *filepolicy.Source // likewise
 }
 
 // build makes the parts, bottom-up; nothing runs yet.
@@ -72,7 +76,11 @@ func build(c config, file *conf.File, o serveOptions, log *slog.Logger, metrics 
 	if err != nil {
 		return parts{}, file.Errorf("renew_by_certificate", "%v", err)
 	}
-	s, err := server.New(server.Config{
+	p := parts{keys: keys, authority: authority}
+	if err := p.addPolicies(c, o, log, metrics); err != nil {
+		return parts{}, err
+	}
+	conf := server.Config{
 		Authority:     authority,
 		Authenticator: callers,
 		Names:         servingNames(o.listen, c.ServerNames),
@@ -80,11 +88,27 @@ func build(c config, file *conf.File, o serveOptions, log *slog.Logger, metrics 
 		Now:           time.Now,
 		Log:           log,
 		Metrics:       metrics,
-	})
-	if err != nil {
+	}
+	if p.policies != nil {
+		conf.Policies = p.policies
+	}
+	if p.server, err = server.New(conf); err != nil {
 		return parts{}, file.Errorf("server_names", "%v", err)
 	}
-	return parts{keys: keys, authority: authority, server: s}, nil
+	return p, nil
+}
+
+// addPolicies makes what says which policy holds, if there are any.
+func (p *parts) addPolicies(c config, o serveOptions, log *slog.Logger, metrics prometheus.Registerer) (err error) {
+	if o.policyDir == "" {
+		return nil
+	}
+	p.policyDir, err = policydir.New(policydir.Config{Dir: o.policyDir, RootNamespace: c.RootNamespace, Log: log, Metrics: metrics})
+	if err != nil {
+		return err
+	}
+	p.policies, err = filepolicy.New(filepolicy.Config{Policies: p.policyDir, LabelsFile: o.labelsFile, Log: log})
+	return err
 }
 
 // tokenKeys makes the source of keys of each issuer. loadConfig has seen to it

@@ -18,6 +18,7 @@ type config struct {
 	IntermediateLifetime time.Duration  `yaml:"intermediate_lifetime" doc:"How long the CA's own intermediate is good; a new one is made at half of it. Must be at least twice leaf.ceiling, so that a leaf of any lifetime fits at any time."`
 	TokenIssuers         []issuerConfig `yaml:"token_issuers" doc:"Whose tokens prove an identity. At least one."`
 	RenewByCertificate   []string       `yaml:"renew_by_certificate" doc:"SPIFFE IDs that may renew with their current certificate alone, without a token: machines outside Kubernetes. Whoever steals such a certificate can keep it alive, so the list is empty by default."`
+	RootNamespace        string         `yaml:"root_namespace" doc:"The namespace whose PeerAuthentications without a selector are for the whole mesh. For policies that were written for Istio: istio-system."`
 	ServerNames          []string       `yaml:"server_names" doc:"Further DNS names and IP addresses for the CA's own TLS certificate. The addresses of --listen, localhost, meshca.meshca-system.svc and istiod.istio-system.svc are always in it."`
 }
 
@@ -52,6 +53,7 @@ func defaultConfig() config {
 		TrustDomain:          "cluster.local",
 		Leaf:                 leafConfig{Lifetime: time.Hour, Floor: 5 * time.Minute, Ceiling: 24 * time.Hour},
 		IntermediateLifetime: 72 * time.Hour,
+		RootNamespace:        defaultRootNamespace,
 	}
 }
 
@@ -65,6 +67,9 @@ func loadConfig(path string, testLifetimes bool) (config, *conf.File, error) {
 	}
 	if _, err := identity.ParseTrustDomain(c.TrustDomain); err != nil {
 		return c, nil, file.Errorf("trust_domain", "%v", err)
+	}
+	if c.RootNamespace == "" {
+		return c, nil, file.Errorf("root_namespace", "it is empty; leave it out for %q", defaultRootNamespace)
 	}
 	if len(c.TokenIssuers) == 0 {
 		return c, nil, file.Errorf("token_issuers", "none given; without one nobody could prove an identity")

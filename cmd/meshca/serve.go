@@ -23,6 +23,8 @@ type serveOptions struct {
 	listen        string
 	opsListen     string
 	auditLog      string
+	policyDir     string
+	labelsFile    string
 	pprof         bool
 	testLifetimes bool
 	log           cli.LogFlags
@@ -42,6 +44,16 @@ CA can sign, once it has read the keys of every token issuer. Each signature lea
 one audit record before and one after it; when a record cannot be written, nothing
 is signed.
 
+With --policy-dir, the PeerAuthentications in the directory's YAML files are resolved
+for each workload and sent to its agent, again at each change. Workloads are selected by
+the labels that --workload-labels gives them:
+
+  workloads:
+    - {namespace: shop, service_account: cart, labels: {app: cart}}
+
+A file that is broken keeps what it said last; "meshca policy lint" says what is wrong with
+it. Without --policy-dir no policy is sent, and proxies that wait for one do not listen.
+
 SIGTERM drains: no new connections, running calls finish.`,
 		Example: "  meshca init --state-dir state --trust-domain example.org\n  meshca serve --state-dir state --config meshca.yaml",
 		Args:    cli.NoArgs,
@@ -57,6 +69,8 @@ SIGTERM drains: no new connections, running calls finish.`,
 	f.StringVar(&o.listen, "listen", ":15012", "where to serve the CSR API and xDS")
 	f.StringVar(&o.opsListen, "ops-listen", "127.0.0.1:15014", "where to serve /readyz, /livez and /metrics; empty for nowhere")
 	f.StringVar(&o.auditLog, "audit-log", "-", "the file that audit records are appended to; - for standard output")
+	f.StringVar(&o.policyDir, "policy-dir", "", "the directory whose YAML files hold the PeerAuthentications; empty for none")
+	f.StringVar(&o.labelsFile, "workload-labels", "", "the file that says which labels workloads have; needs --policy-dir")
 	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof/ on --ops-listen too")
 	f.BoolVar(&o.testLifetimes, "test-lifetimes", false, "allow certificates of 10 s, for tests; refused with an issuer that is a cluster (kubernetes: true)")
 	o.log.Register(c)
@@ -67,6 +81,9 @@ SIGTERM drains: no new connections, running calls finish.`,
 func serve(ctx context.Context, o serveOptions, log *slog.Logger, stdout io.Writer) error {
 	if o.pprof && o.opsListen == "" {
 		return cli.Usagef("--pprof is served on --ops-listen, which is empty; give an address or leave --pprof out")
+	}
+	if o.labelsFile != "" && o.policyDir == "" {
+		return cli.Usagef("--workload-labels says what policies select by, and there are none; give --policy-dir too, or leave it out")
 	}
 	if err := cli.NoCoreDumps(); err != nil {
 		return err
@@ -101,6 +118,10 @@ func serve(ctx context.Context, o serveOptions, log *slog.Logger, stdout io.Writ
 	g, ctx := errgroup.WithContext(ctx)
 	for _, k := range p.keys {
 		g.Go(func() error { return k.Run(ctx) })
+	}
+	if p.policies != nil {
+		g.Go(func() error { return p.policyDir.Run(ctx) })
+		g.Go(func() error { return p.policies.Run(ctx) })
 	}
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.server.Serve(ctx, l) })

@@ -63,7 +63,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer trail.Close()
-	if _, err := build(c, file, serveOptions{stateDir: state, listen: "127.0.0.1:0"}, slog.New(slog.DiscardHandler), metrics, trail); err != nil {
+	if _, err := build(c, file, serveOptions{stateDir: state, listen: "127.0.0.1:0", policyDir: t.TempDir()}, slog.New(slog.DiscardHandler), metrics, trail); err != nil {
 		t.Fatal(err)
 	}
 	page := refdoc.Head + "# meshca\n\n" + refdoc.Commands(newRoot()) + "\n" + refdoc.Settings(defaultConfig()) + "\n" + metrics.Metrics()

@@ -14,7 +14,7 @@ import (
 type settings struct {
 	inbound  []proxy.Inbound
 	outbound []proxy.Outbound
-	modes    *fixedModes
+	modes    *fixedModes // nil: what the agent says holds
 }
 
 // parse finds what is missing or does not go together before anything starts.
@@ -45,6 +45,12 @@ func (o *options) parse() (settings, error) {
 			return s, err
 		}
 		s.outbound = append(s.outbound, out)
+	}
+	if !o.fixed {
+		if len(o.portModes) > 0 {
+			return s, cli.Usagef("--port-mode goes with --mode; without that the agent's policies decide, ports and all")
+		}
+		return s, nil
 	}
 	var err error
 	s.modes, err = parseModes(o.mode, o.portModes)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"flag"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -42,7 +44,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := settings{inbound: []proxy.Inbound{{Listen: ":8443", App: "127.0.0.1:8080"}}, modes: &fixedModes{}}
-	if _, err := build(s, options{}, source, discard(), metrics); err != nil {
+	if _, err := build(s, options{}, source, s.modes, discard(), metrics); err != nil {
 		t.Fatal(err)
 	}
 	page := refdoc.Head + "# proxy\n\n" + refdoc.Commands(newRoot()) + "\n" + metrics.Metrics()
@@ -53,6 +55,7 @@ func TestReferenceIsCurrent(t *testing.T) {
 
 func TestF63_StartIsRefused(t *testing.T) {
 	in := []string{"--inbound", ":8443=127.0.0.1:8080"}
+	fixed := append(slices.Clip(in), "--mode", "STRICT")
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -67,10 +70,11 @@ func TestF63_StartIsRefused(t *testing.T) {
 		{"lower case", append(in, "--mode", "strict"), `--mode: "strict" is none of STRICT, PERMISSIVE and DISABLE`},
 		{"UNSET", append(in, "--mode", "UNSET"), "none of STRICT"},
 		{"empty mode", append(in, "--mode", ""), "none of STRICT"},
-		{"no port mode", append(in, "--port-mode", "8080"), `--port-mode "8080" is not PORT=MODE`},
-		{"port 0", append(in, "--port-mode", "0=STRICT"), "is not PORT=MODE"},
-		{"unknown port mode", append(in, "--port-mode", "8080=OFF"), `--port-mode 8080: "OFF" is none of`},
-		{"port twice", append(in, "--port-mode", "8080=STRICT", "--port-mode", "8080=DISABLE"), "has a mode already"},
+		{"port mode alone", append(in, "--port-mode", "8080=DISABLE"), "--port-mode goes with --mode"},
+		{"no port mode", append(fixed, "--port-mode", "8080"), `--port-mode "8080" is not PORT=MODE`},
+		{"port 0", append(fixed, "--port-mode", "0=STRICT"), "is not PORT=MODE"},
+		{"unknown port mode", append(fixed, "--port-mode", "8080=OFF"), `--port-mode 8080: "OFF" is none of`},
+		{"port twice", append(fixed, "--port-mode", "8080=STRICT", "--port-mode", "8080=DISABLE"), "has a mode already"},
 		{"no socket", append(in, "--socket", ""), "--socket is empty"},
 		{"no time", append(in, "--handshake-time", "0s"), "must be longer than nothing"},
 		{"no room", append(in, "--max-connections", "0"), "must be at least 1"},
@@ -175,7 +179,7 @@ func TestT10_ProgramFromSocketToApp(t *testing.T) {
 	go func() {
 		done <- cli.Execute(ctx, newRoot(), []string{
 			"--inbound", "127.0.0.1:0=" + app.Addr().String(), "--socket", socket,
-			"--ops-listen", "127.0.0.1:0", "--port-mode", "1=DISABLE", "--drain-time", "1ms",
+			"--ops-listen", "127.0.0.1:0", "--mode", "STRICT", "--port-mode", "1=DISABLE", "--drain-time", "1ms",
 		}, io.Discard, log)
 	}()
 	ops := log.after(t, `"msg":"starting"`, `"ops":"`)
@@ -231,10 +235,13 @@ func ready(t *testing.T, ops string) int {
 	return r.StatusCode
 }
 
-func serveAgent(t *testing.T, socket string, ca *identitytest.CA) {
+// serveAgent publishes an identity on an agent's real socket, and returns how to
+// publish it with a policy.
+func serveAgent(t *testing.T, socket string, ca *identitytest.CA) (publish func(*policy.Resolved)) {
 	t.Helper()
 	feed := sds.NewFeed()
-	feed.Publish(sds.State{SVID: ca.SVID(t, identitytest.ID(t, "spiffe://example.org/ns/shop/sa/cart")), Bundle: ca.Bundle()})
+	state := sds.State{SVID: ca.SVID(t, identitytest.ID(t, "spiffe://example.org/ns/shop/sa/cart")), Bundle: ca.Bundle()}
+	feed.Publish(state)
 	server, err := sds.NewServer(sds.Config{Feed: feed, Log: discard(), Metrics: prometheus.NewRegistry(), Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -252,6 +259,70 @@ func serveAgent(t *testing.T, socket string, ca *identitytest.CA) {
 			t.Errorf("agent: %v", err)
 		}
 	})
+	return func(p *policy.Resolved) {
+		state.Policy = p
+		feed.Publish(state)
+	}
+}
+
+// Without --mode the agent's policies decide: nothing is listened on before there
+// is one, a change is in force on what is open, and its source is in the log.
+func TestT10_F43_ModesComeFromTheAgent(t *testing.T) {
+	dir, err := os.MkdirTemp("", "meshca")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "agent.sock")
+	publish := serveAgent(t, socket, identitytest.NewCA(t, identitytest.TrustDomain(t, "example.org")))
+	app, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	go func() {
+		for {
+			c, err := app.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+		}
+	}()
+	log := &lines{more: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int, 1)
+	go func() {
+		done <- cli.Execute(ctx, newRoot(), []string{"--inbound", "127.0.0.1:0=" + app.Addr().String(), "--socket", socket}, io.Discard, log)
+	}()
+	log.after(t, "the agent has none", "")
+
+	shop := policy.Source{Level: policy.LevelNamespace, Policy: policy.Ref{Namespace: "shop", Name: "default"}}
+	publish(&policy.Resolved{Version: 1, Result: policy.Decided(policy.Permissive, policy.Source{Level: policy.LevelDefault}, policy.Ref{}, nil)})
+	conn, err := net.Dial("tcp", log.after(t, `"msg":"listening"`, `"address":"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	got := make([]byte, 5)
+	if _, err := io.WriteString(conn, "hello"); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
+		t.Fatalf("plaintext under PERMISSIVE: %q, %v", got, err)
+	}
+	publish(&policy.Resolved{Version: 2, Result: policy.Decided(policy.Strict, shop, policy.Ref{}, nil)})
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(got); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("under STRICT the open connection: %v", err)
+	}
+	log.after(t, `"policy":"namespace shop/default"`, "")
+	cancel()
+	if code := <-done; code != cli.ExitOK {
+		t.Errorf("exit %d", code)
+	}
 }
 
 func dialTLS(address string, conf *tls.Config) (net.Conn, error) {

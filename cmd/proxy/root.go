@@ -17,6 +17,7 @@ import (
 type options struct {
 	inbound, outbound []string
 	mode              string
+	fixed             bool // --mode was given
 	portModes         []string
 	socket            string
 	detectionTime     time.Duration
@@ -48,10 +49,14 @@ target proves to be exactly the SPIFFE ID that was given, and nowhere otherwise.
 
 The certificate and the trust bundles come from the agent's socket, over the SPIFFE Workload
 API, and are followed for as long as the proxy runs; an agent that restarts takes nothing
-away. The modes are those of --mode and --port-mode: PeerAuthentication policies are not
-read by this version. TLS is 1.3 only. The proxy listens once it has its certificate.
+away. The mode of each port comes from there too: it is what the CA's PeerAuthentications come
+to for this workload, and a change is in force at once, on open connections as well. Where
+there are no policies, --mode and --port-mode decide instead, and for good.
+
+TLS is 1.3 only. The proxy listens once it has a certificate and a mode for each port.
 SIGTERM stops accepting and gives open connections --drain-time to end.`,
-		Example: `  proxy --socket agent.sock --inbound :8443=127.0.0.1:8080 --mode STRICT
+		Example: `  proxy --socket agent.sock --inbound :8443=127.0.0.1:8080
+  proxy --socket agent.sock --inbound :8443=127.0.0.1:8080 --mode PERMISSIVE
   proxy --socket agent.sock --outbound 127.0.0.1:15001=10.0.3.7:8443,spiffe://example.org/ns/shop/sa/cart`,
 		Args: cli.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -59,14 +64,15 @@ SIGTERM stops accepting and gives open connections --drain-time to end.`,
 				fmt.Fprintln(c.OutOrStdout(), "proxy "+cli.Version())
 				return nil
 			}
+			o.fixed = c.Flags().Changed("mode")
 			return o.log.Run(c, func(ctx context.Context, log *slog.Logger) error { return run(ctx, o, log) })
 		},
 	}
 	f := c.Flags()
 	f.StringArrayVar(&o.inbound, "inbound", nil, "ADDR=APP: listen for peers on ADDR, hand what is allowed to APP, both host:port; repeat it for more")
 	f.StringArrayVar(&o.outbound, "outbound", nil, "LISTEN=TARGET,SPIFFE-ID: listen for the workload on LISTEN (loopback), carry to TARGET, which must be SPIFFE-ID; repeat it for more")
-	f.StringVar(&o.mode, "mode", "STRICT", "the mode of every app port: STRICT, PERMISSIVE or DISABLE")
-	f.StringArrayVar(&o.portModes, "port-mode", nil, "PORT=MODE: another mode for one app port; repeat it for more")
+	f.StringVar(&o.mode, "mode", "", "the mode of every app port, instead of the agent's policies: STRICT, PERMISSIVE or DISABLE")
+	f.StringArrayVar(&o.portModes, "port-mode", nil, "PORT=MODE: with --mode, another mode for one app port; repeat it for more")
 	f.StringVar(&o.socket, "socket", "agent.sock", "the agent's socket")
 	f.DurationVar(&o.detectionTime, "detection-time", proxy.DefaultDetectionTime, "how long a PERMISSIVE port waits for a client's first byte before it dials the app; detection goes on after that")
 	f.DurationVar(&o.handshakeTime, "handshake-time", proxy.DefaultHandshakeTime, "how long a TLS handshake may take")

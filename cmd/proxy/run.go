@@ -28,7 +28,12 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	p, err := build(s, o, source, log, metrics)
+	policies, err := client.NewPolicy(client.Config{Socket: o.socket, Log: log})
+	if err != nil {
+		return err
+	}
+	modes := modesOf(s, policies)
+	p, err := build(s, o, source, modes, log, metrics)
 	if err != nil {
 		return err
 	}
@@ -42,13 +47,18 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
 	after, stop := context.WithCancel(gctx)
 	g.Go(func() error { return source.Run(after) })
+	if s.live() {
+		g.Go(func() error { return policies.Run(after) })
+	}
 	g.Go(func() error {
 		return operations.Serve(after, ops.Config{Ready: p.Ready, Metrics: metrics, Profiles: o.pprof, Log: log})
 	})
-	for _, port := range s.modes.unused(s.inbound) {
-		log.Warn("--port-mode names a port that no --inbound leads to", "port", port)
+	if s.modes != nil {
+		for _, port := range s.modes.unused(s.inbound) {
+			log.Warn("--port-mode names a port that no --inbound leads to", "port", port)
+		}
 	}
-	log.Info("starting", "version", cli.Version(), "socket", o.socket, "mode", s.modes.all.String(), "ops", operations.Address())
+	log.Info("starting", "version", cli.Version(), "socket", o.socket, "modes", s.modesFrom(), "ops", operations.Address())
 	g.Go(func() error {
 		defer stop()
 		running, cancel := context.WithCancel(gctx) // ends with ctx, and if operations cannot be served
@@ -60,10 +70,10 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 }
 
 // build makes the proxy; nothing runs yet and nobody is contacted.
-func build(s settings, o options, id proxy.Identity, log *slog.Logger, metrics prometheus.Registerer) (*proxy.Proxy, error) {
+func build(s settings, o options, id proxy.Identity, modes proxy.Policy, log *slog.Logger, metrics prometheus.Registerer) (*proxy.Proxy, error) {
 	p, err := proxy.New(proxy.Config{
 		Inbound: s.inbound, Outbound: s.outbound,
-		Identity: id, Policy: s.modes,
+		Identity: id, Policy: modes,
 		DetectionTime: o.detectionTime, HandshakeTime: o.handshakeTime, DrainTime: o.drainTime,
 		MaxConnections: o.maxConnections, MaxHandshakes: o.maxHandshakes,
 		Now: time.Now, Log: log, Metrics: metrics,

@@ -80,10 +80,10 @@ func (b *built) build() error {
 	if underRaceDetector() {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, "./cmd/meshca", "./cmd/agent")...)
+	cmd := exec.Command("go", append(args, "./cmd/meshca", "./cmd/agent", "./cmd/proxy")...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building meshca and agent: %w\n%s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("building our programs: %w\n%s", err, bytes.TrimSpace(out))
 	}
 	return nil
 }

@@ -9,14 +9,16 @@ import (
 	"time"
 )
 
-// TestIdleMemory: both programs, for a minute after they have begun to serve and
+// TestIdleMemory: our programs, for a minute after they have begun to serve and
 // with nobody asking for anything, stay within what we promise.
 func TestIdleMemory(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	m := newMesh(t, 0)
+	m.serveArgs = append(m.serveArgs, "--policy-dir", m.policies(t, "policies").dir)
 	ca := m.startCA(t)
 	a := m.workload(t, "cart").startReadyAgent(t, ca)
+	proxy := a.startProxy(t, backend(t))
 	minute := time.NewTimer(time.Minute)
 	defer minute.Stop()
 	tick := time.NewTicker(time.Second)
@@ -28,7 +30,7 @@ func TestIdleMemory(t *testing.T) {
 			over = true
 		case <-tick.C:
 		}
-		for _, p := range []*program{&ca.program, &a.program} {
+		for _, p := range []*program{&ca.program, &a.program, &proxy.program} {
 			resident, err := residentBytes(p.process.PID())
 			if err != nil {
 				t.Fatal(err)
@@ -48,6 +50,9 @@ func TestIdleMemory(t *testing.T) {
 	}
 	if got := most[a.binary]; got > 30*mib {
 		t.Errorf("agent had %d bytes resident, want at most 30 MiB", got)
+	}
+	if got := most[proxy.binary]; got > 20*mib {
+		t.Errorf("proxy had %d bytes resident, want at most 20 MiB", got)
 	}
 }
 
