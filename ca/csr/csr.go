@@ -44,7 +44,7 @@ func faultf(format string, args ...any) error { return fault(fmt.Sprintf(format,
 // nothing around it but a line end, whose
 //
 //   - key is P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits with exponent
-//     65537;
+//     65537, and none whose private half can be found in no time;
 //   - signature is by that key, over SHA-256 or better;
 //   - subject is empty, or one empty organization (pilot-agent's);
 //   - attributes are none, or one extension request for one subject alternative
@@ -134,6 +134,9 @@ func checkSignature(der, spki []byte) (crypto.PublicKey, error) {
 	}
 	if err := req.CheckSignature(); err != nil {
 		return nil, faultf("its signature is not by its own key: %.256q", err.Error())
+	}
+	if err := checkFactors(req.PublicKey); err != nil {
+		return nil, err
 	}
 	return req.PublicKey, nil
 }
