@@ -363,7 +363,7 @@ func Encodings(t testing.TB) map[string]Vector {
 		"blank":                  {[]byte(" \n"), "does not begin with a PEM block"},
 		"only a begin line":      {[]byte("-----BEGIN " + pemType + "-----\n"), "PEM is malformed"},
 		"public key":             {block("PUBLIC KEY", goodDER), `of type "PUBLIC KEY"`},
-		"private key":            {block("EC PRIVATE KEY", goodDER), `of type "EC PRIVATE KEY"`},
+		"private key":            {block("EC PRIVATE KEY", goodDER), "it is a private key"},
 		"no type":                {block("", goodDER), `of type ""`},
 		"type in lower case":     {block("certificate request", goodDER), `of type "certificate request"`},
 		"type with a space":      {block(pemType+" ", goodDER), "of type"},
