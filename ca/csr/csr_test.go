@@ -148,26 +148,42 @@ func TestV41_T1_ProofOfPossession(t *testing.T) { judged(t, csrtest.Proofs(t)) }
 // The caller holds these keys, as anybody does.
 func TestT16_WeakKeys(t *testing.T) { judged(t, csrtest.WeakKeys(t)) }
 
+// fastest is what a CSR costs; noise only ever adds.
+func fastest(text []byte, id identity.ID, times int) time.Duration {
+	best := time.Hour
+	for range times {
+		began := time.Now()
+		_, _ = Parse(text, id)
+		best = min(best, time.Since(began))
+	}
+	return best
+}
+
 // The key whose signature would take longest to check is refused in less time
 // than a good CSR is accepted in.
 func TestV10_T16_TheWorstKeyCostsLessThanAGoodOne(t *testing.T) {
 	id := parseID(t, own)
-	fastest := func(text []byte) time.Duration { // noise only ever adds
-		best := time.Hour
-		for range 20 {
-			began := time.Now()
-			_, _ = Parse(text, id)
-			best = min(best, time.Since(began))
-		}
-		return best
-	}
 	worst := csrtest.Costly(t)
 	if len(worst) > MaxPEM || len(worst) < MaxPEM*3/4 {
 		t.Fatalf("the worst CSR has %d bytes; it should be the largest that is read", len(worst))
 	}
 	refused(t, worst, "has 40000 bits; 2048 to 4096 are accepted")
-	if bad, good := fastest(worst), fastest(csrtest.Draft{Key: csrtest.RSAKey()}.PEM(t)); bad > 2*good {
+	if bad, good := fastest(worst, id, 20), fastest(csrtest.Draft{Key: csrtest.RSAKey()}.PEM(t), id, 20); bad > 2*good {
 		t.Errorf("refusing the worst key takes %v, accepting a good one %v", bad, good)
+	}
+}
+
+// No encoding, key or wish costs much more to refuse than a good CSR costs to
+// accept: nothing in them is read in a time that grows with its square.
+func TestV53_V10_EveryRefusalIsCheap(t *testing.T) {
+	id := parseID(t, own)
+	good := fastest(csrtest.Draft{Key: csrtest.RSAKey()}.PEM(t), id, 20)
+	for _, rows := range []map[string]csrtest.Vector{csrtest.Encodings(t), csrtest.Keys(t), csrtest.Wishes(t)} {
+		for name, v := range rows {
+			if bad := fastest(v.PEM, id, 5); bad > 5*good {
+				t.Errorf("%s: refused in %v, a good one is accepted in %v", name, bad, good)
+			}
+		}
 	}
 }
 

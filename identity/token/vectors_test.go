@@ -25,8 +25,9 @@ import (
 	"github.com/meshca/meshca/identity/token/tokentest"
 )
 
-// The right value inside of an array is the wrong kind, for all but "aud".
-func TestV9_EachClaimInAnArray(t *testing.T) {
+// The right value inside of an array or an object is of the wrong kind, for all
+// but "aud".
+func TestV9_EachClaimInsideOfAnother(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, path := range []string{
 		"iss", "sub", "exp", "nbf", "iat", "jti", "kube", "kube.namespace", "kube.serviceaccount", "kube.serviceaccount.name",
@@ -41,6 +42,8 @@ func TestV9_EachClaimInAnArray(t *testing.T) {
 			value = value.(map[string]any)[name]
 		}
 		w.verdict(t, w.Token(t, tokentest.With(claims, path, []any{value})), " ")
+		w.verdict(t, w.Token(t, tokentest.With(claims, path, jsonNumber("["+strings.Repeat("[],", 1500)+"[]]"))), " ")
+		w.verdict(t, w.Token(t, tokentest.With(claims, path, map[string]any{"": value})), " ")
 	}
 }
 

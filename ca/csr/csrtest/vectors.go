@@ -330,7 +330,9 @@ func Encodings(t testing.TB) map[string]Vector {
 	for range 10_000 {
 		tenThousand = append(tenThousand, URI(t, Own))
 	}
-	oneLine := "-----BEGIN " + pemType + "-----\n" + base64.StdEncoding.EncodeToString(goodDER) + "\n"
+	const begin = "-----BEGIN " + pemType + "-----\n"
+	lines := func(n int, line string) string { return begin + strings.Repeat(line+"\n", n) + "\n" }
+	oneLine := begin + base64.StdEncoding.EncodeToString(goodDER) + "\n"
 	return map[string]Vector{
 		"nothing":                {nil, "empty"},
 		"DER":                    {goodDER, "does not begin with a PEM block"},
@@ -361,6 +363,11 @@ func Encodings(t testing.TB) map[string]Vector {
 		"10,000 names":           {Draft{Attributes: ExtensionRequest(t, SAN(t, true, tenThousand...))}.PEM(t), "at most 16384"},
 		"as long as allowed":     {append([]byte("-----BEGIN "), bytes.Repeat([]byte("A"), maxPEM-11)...), "PEM is malformed"},
 		"blank":                  {[]byte(" \n"), "does not begin with a PEM block"},
+		"1,500 headers":          {[]byte(lines(1500, "a: b") + oneLine[len(begin):]), "PEM is malformed"},
+		"a header of 12 KiB":     {[]byte(begin + "a: " + strings.Repeat("b", 12<<10) + "\n\n" + oneLine[len(begin):] + "-----END " + pemType + "-----\n"), "headers"},
+		"600 end lines":          {[]byte(oneLine + strings.Repeat("-----END X-----\n", 600)), "PEM is malformed"},
+		"dashes":                 {[]byte(begin + strings.Repeat("-", 12<<10)), "PEM is malformed"},
+		"blank lines":            {[]byte(begin + strings.Repeat("\n", 12<<10)), "PEM is malformed"},
 		"only a begin line":      {[]byte("-----BEGIN " + pemType + "-----\n"), "PEM is malformed"},
 		"public key":             {block("PUBLIC KEY", goodDER), `of type "PUBLIC KEY"`},
 		"private key":            {block("EC PRIVATE KEY", goodDER), "it is a private key"},
