@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/meshca/meshca/identity"
 )
@@ -44,7 +45,7 @@ func faultf(format string, args ...any) error { return fault(fmt.Sprintf(format,
 // nothing around it but a line end, whose
 //
 //   - key is P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits with exponent
-//     65537;
+//     65537, and none whose private half can be found in no time;
 //   - signature is by that key, over SHA-256 or better;
 //   - subject is empty, or one empty organization (pilot-agent's);
 //   - attributes are none, or one extension request for one subject alternative
@@ -90,7 +91,8 @@ func dearmor(text []byte) ([]byte, error) {
 	case len(text) > MaxPEM:
 		return nil, faultf("it has %d bytes; at most %d are allowed", len(text), MaxPEM)
 	case !bytes.HasPrefix(text, []byte(pemBegin)):
-		return nil, faultf("it does not begin with a PEM block but with %.40q", text)
+		// Without a word of it: it may be a token or a key in the wrong place.
+		return nil, fault("it does not begin with a PEM block; send the CSR in PEM, and nothing before it")
 	case bytes.Count(text, []byte(pemBegin)) > 1:
 		return nil, fault("it has more than one PEM block")
 	}
@@ -98,6 +100,8 @@ func dearmor(text []byte) ([]byte, error) {
 	switch {
 	case block == nil:
 		return nil, fault("its PEM is malformed")
+	case strings.HasSuffix(block.Type, "PRIVATE KEY"):
+		return nil, faultf("it is a private key; send a %q made from another one, this one is known to others now", pemType)
 	case block.Type != pemType:
 		return nil, faultf("its PEM block is of type %.80q; only %q is accepted", block.Type, pemType)
 	case len(block.Headers) != 0:
@@ -134,6 +138,9 @@ func checkSignature(der, spki []byte) (crypto.PublicKey, error) {
 	}
 	if err := req.CheckSignature(); err != nil {
 		return nil, faultf("its signature is not by its own key: %.256q", err.Error())
+	}
+	if err := checkFactors(req.PublicKey); err != nil {
+		return nil, err
 	}
 	return req.PublicKey, nil
 }

@@ -52,10 +52,10 @@ func checkKey(spki []byte) error {
 	case oid.Equal(oidEC):
 		return checkEC(&params, key)
 	case oid.Equal(oidEd25519):
-		if len(key) != 32 {
-			return faultf("its Ed25519 key has %d bytes, not 32", len(key))
+		if err := params.end(); err != nil { // RFC 8410 §3: no parameters
+			return err
 		}
-		return params.end() // RFC 8410 §3: no parameters
+		return checkEd25519(key)
 	}
 	return faultf("its key is of type %s; P-256, P-384, Ed25519 and RSA are accepted", oidName(oid))
 }

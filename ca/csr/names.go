@@ -2,6 +2,7 @@ package csr
 
 import (
 	"encoding/asn1"
+	"slices"
 
 	"github.com/meshca/meshca/identity"
 )
@@ -17,6 +18,10 @@ const tagURI = 6
 
 // nameKinds are the other tags of GeneralName.
 var nameKinds = [9]string{"otherName", "e-mail address", "DNS name", "X.400 address", "directory name", "EDI party name", "URI", "IP address", "registered ID"}
+
+// stringTags are the types that an organization's name can have (RFC 5280 §4.1.2.4,
+// DirectoryString): UTF8String, PrintableString, TeletexString, UniversalString and BMPString.
+var stringTags = []int{asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagT61String, 28, asn1.TagBMPString}
 
 // checkSubject accepts the empty Name, and the one that pilot-agent sends: a
 // single organization of no characters.
@@ -41,7 +46,7 @@ func checkSubject(contents []byte) error {
 	}
 	var text asn1.RawValue
 	rest, err := asn1.Unmarshal(value.rest, &text)
-	if err != nil || len(rest) != 0 {
+	if err != nil || len(rest) != 0 || text.Class != asn1.ClassUniversal || text.IsCompound || !slices.Contains(stringTags, text.Tag) {
 		return fault("its subject is malformed")
 	}
 	if !oid.Equal(oidOrganization) {
@@ -161,7 +166,9 @@ func checkSAN(der []byte, caller identity.ID) error {
 	for ; len(names.rest) > 0; count++ {
 		var name asn1.RawValue
 		rest, err := asn1.Unmarshal(names.rest, &name)
-		if err != nil || name.Class != asn1.ClassContextSpecific || name.Tag >= len(nameKinds) {
+		// A URI is a string: one made of parts holds its own tags and lengths, and
+		// another reader would see another name, or none.
+		if err != nil || name.Class != asn1.ClassContextSpecific || name.Tag >= len(nameKinds) || name.Tag == tagURI && name.IsCompound {
 			return faultf("name %d of its subjectAltName is malformed", count+1)
 		}
 		names.rest = rest

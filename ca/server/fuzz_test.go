@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -11,6 +12,7 @@ import (
 	istio "istio.io/api/security/v1alpha1"
 
 	"github.com/meshca/meshca/ca/catest"
+	"github.com/meshca/meshca/ca/csr/csrtest"
 	"github.com/meshca/meshca/identity"
 )
 
@@ -30,6 +32,15 @@ func FuzzCreateCertificate(f *testing.F) {
 		f.Add(b, "x", false)
 		f.Add(b, "", true)
 	}
+	for _, v := range csrtest.All(f) {
+		if m := message(v.PEM); len(m) <= MaxMessage {
+			f.Add(m, "", true)
+		}
+	}
+	for _, value := range hostile(h.token(f, nil)) {
+		f.Add([]byte(nil), value, false)
+	}
+	f.Add(deepMetadata(100), "", true)
 	service := &csrService{s: h.server}
 	f.Fuzz(func(t *testing.T, body []byte, authorization string, withToken bool) {
 		req := &istio.IstioCertificateRequest{}
@@ -53,6 +64,33 @@ func FuzzCreateCertificate(f *testing.F) {
 		must(t, err)
 		if len(certs[0].URIs) != 1 || certs[0].URIs[0].String() != cartURI || len(certs[0].DNSNames) != 0 {
 			t.Errorf("signed for %v %v", certs[0].URIs, certs[0].DNSNames)
+		}
+	})
+}
+
+// FuzzCredentials reads any authorization values: one that begins as it should is
+// taken as it is, none is none, and what is refused is not repeated.
+func FuzzCredentials(f *testing.F) {
+	f.Add("Bearer x", "", 1)
+	f.Add("Bearer x", "Bearer y", 2)
+	f.Add("Bearer ", "bearer x", 2)
+	for _, value := range hostile("header.payload-payload-payload.signature-signature") {
+		f.Add(value, value, 1)
+	}
+	f.Fuzz(func(t *testing.T, first, second string, count int) {
+		values := []string{first, second}[:min(max(count, 0), 2)]
+		creds, err := credentialsOf(metadata.NewIncomingContext(t.Context(), metadata.MD{"authorization": values, "x": {first}}))
+		token, isBearer := strings.CutPrefix(first, bearerPrefix)
+		switch {
+		case len(values) == 0 && (err != nil || creds.Bearer != ""):
+			t.Errorf("without a value: %q, %v", creds.Bearer, err)
+		case len(values) == 1 && isBearer && token != "" && (err != nil || creds.Bearer != token):
+			t.Errorf("%q was read as %q, %v", first, creds.Bearer, err)
+		case (len(values) > 1 || len(values) == 1 && (!isBearer || token == "")) && (codeOf(err) != codes.Unauthenticated || creds.Bearer != ""):
+			t.Errorf("%q were read as %q, %v", values, creds.Bearer, err)
+		}
+		if err != nil && len(first) > 20 && strings.Contains(err.Error(), first) {
+			t.Errorf("%q is in the error: %v", first, err)
 		}
 	})
 }

@@ -173,6 +173,25 @@ func TestF28_T13_RotationIsSeenAndOldKeysKept(t *testing.T) {
 	})
 }
 
+// A key that has gone ends by the clock, though nothing is read any more that
+// could sweep it out.
+func TestV46_AGoneKeyEndsAtUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &fakeSource{document: keyDocument(t, "old")}
+		k := newCache(t, source, nil)
+		has(t, k, "old", 1)
+		time.Sleep(onDemand)
+		source.set(keyDocument(t, "new"), nil)
+		has(t, k, "new", 1)
+		source.set(nil, errors.New("gone away"))
+		time.Sleep(keepGone - time.Nanosecond)
+		has(t, k, "old", 1)
+		time.Sleep(time.Nanosecond)
+		has(t, k, "old", -1) // there is no telling now, and no key
+		has(t, k, "new", 1)
+	})
+}
+
 func TestT13_KeyThatComesBackStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		both, one := keyDocument(t, "a", "b"), keyDocument(t, "c")

@@ -15,6 +15,8 @@
 //     other member is refused, foremost those that bring keys along (jwk, jku,
 //     x5u, x5c) or change what is signed (crit, b64, zip).
 //   - The algorithm is one that the key allows; the header only says which.
+//   - A signature has the one form of RFC 7518 §3: PS256 with a salt of 32 bytes,
+//     ECDSA as two numbers of the curve's size.
 //   - "iss", "sub", "aud", "exp", "nbf" and "iat" must all be there. Times are
 //     whole seconds: fractions and exponents, which RFC 7519 §2 would permit, are
 //     refused.

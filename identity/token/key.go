@@ -6,9 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"math/big"
 	"slices"
-
-	"github.com/go-jose/go-jose/v4"
 )
 
 // Bounds on RSA keys. Below the lower one signatures can be forged; above the
@@ -69,11 +70,54 @@ var (
 
 	// allAlgorithms is what the parser lets through; which of them counts is the
 	// key's to say.
-	allAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.PS256, jose.ES256, jose.ES384, jose.ES512}
+	allAlgorithms = []string{"RS256", "PS256", "ES256", "ES384", "ES512"}
 )
 
 // allows reports whether the key may check a signature of an algorithm. Both
 // the source's word and the key's own kind count.
 func (k Key) allows(alg string) bool {
 	return slices.Contains(k.Algorithms, alg) && slices.Contains(AlgorithmsFor(k.Public), alg)
+}
+
+// Verify reports whether a signature over some bytes is by the key, in the form
+// that RFC 7518 §3 gives it for an algorithm. It is not if the key does not allow
+// the algorithm.
+func (k Key) Verify(alg string, signed, signature []byte) bool {
+	if !k.allows(alg) {
+		return false
+	}
+	switch pub := k.Public.(type) {
+	case *rsa.PublicKey:
+		digest := sha256.Sum256(signed)
+		if alg == "PS256" {
+			// RFC 7518 §3.5 has a salt as long as the hash. Left to itself, crypto/rsa
+			// takes any length, none among them.
+			return rsa.VerifyPSS(pub, crypto.SHA256, digest[:], signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		}
+		return rsa.VerifyPKCS1v15(pub, crypto.SHA256, digest[:], signature) == nil
+	case *ecdsa.PublicKey:
+		// RFC 7518 §3.4: two numbers of the curve's size, and not a byte more, or one
+		// signature could be written in several ways.
+		size := (pub.Curve.Params().BitSize + 7) / 8
+		if len(signature) != 2*size {
+			return false
+		}
+		r, s := new(big.Int).SetBytes(signature[:size]), new(big.Int).SetBytes(signature[size:])
+		return ecdsa.Verify(pub, digestFor(alg, signed), r, s)
+	}
+	return false
+}
+
+// digestFor hashes as the ES algorithms have it.
+func digestFor(alg string, signed []byte) []byte {
+	switch alg {
+	case "ES384":
+		d := sha512.Sum384(signed)
+		return d[:]
+	case "ES512":
+		d := sha512.Sum512(signed)
+		return d[:]
+	}
+	d := sha256.Sum256(signed)
+	return d[:]
 }
