@@ -7,6 +7,12 @@ TOOL = $(GO) tool -modfile=tools/go.mod
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
+# gRPC's request tracing, which nobody can reach here, would bring HTML templates
+# into every program: a quarter of their size, and 3 MB of memory.
+.PHONY: build
+build: ## meshca, agent and proxy, static, into bin/
+	@CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -o bin/ ./cmd/meshca ./cmd/agent ./cmd/proxy
+
 .PHONY: demo
 demo: ## the whole path in one process; ARGS=--stay keeps it up
 	@echo "building meshca (about a minute the first time)" >&2

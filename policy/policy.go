@@ -2,11 +2,8 @@ package policy
 
 import (
 	"cmp"
-	"math"
 	"strings"
 	"time"
-
-	security "istio.io/api/security/v1beta1"
 )
 
 // Ref names a policy.
@@ -36,44 +33,6 @@ type Policy struct {
 	Mode Mode
 	// Ports are the port-level modes. They count only with a Selector.
 	Ports map[uint16]Mode
-}
-
-// FromAPI converts Istio's type. A mode whose number is not known here becomes
-// Unknown, which resolves to Strict. Ports outside 1 to 65535 are left out: no
-// connection can have them.
-func FromAPI(ref Ref, created time.Time, spec *security.PeerAuthentication) Policy {
-	p := Policy{
-		Ref:      ref,
-		Created:  created,
-		Selector: spec.GetSelector().GetMatchLabels(),
-		Mode:     modeFromAPI(spec.GetMtls()),
-	}
-	for port, mtls := range spec.GetPortLevelMtls() {
-		if port == 0 || port > math.MaxUint16 {
-			continue
-		}
-		if p.Ports == nil {
-			p.Ports = make(map[uint16]Mode, len(spec.GetPortLevelMtls()))
-		}
-		p.Ports[uint16(port)] = modeFromAPI(mtls)
-	}
-	return p
-}
-
-// modeFromAPI reads a number: the field is an open enum, so that a newer control
-// plane can send one that this version has no name for.
-func modeFromAPI(mtls *security.PeerAuthentication_MutualTLS) Mode {
-	switch mtls.GetMode() {
-	case security.PeerAuthentication_MutualTLS_UNSET:
-		return Unset
-	case security.PeerAuthentication_MutualTLS_DISABLE:
-		return Disable
-	case security.PeerAuthentication_MutualTLS_PERMISSIVE:
-		return Permissive
-	case security.PeerAuthentication_MutualTLS_STRICT:
-		return Strict
-	}
-	return Unknown
 }
 
 // Compare orders policies of equal rank, the winner first: by age, then by name,

@@ -6,9 +6,6 @@ import (
 	"slices"
 	"testing"
 
-	security "istio.io/api/security/v1beta1"
-	istiotype "istio.io/api/type/v1beta1"
-
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshca/meshca/policy"
@@ -244,28 +241,6 @@ func TestL8_OneChangeCostsOneNamespace(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("100 decisions make %v allocations", n)
-	}
-}
-
-func TestFromAPI(t *testing.T) {
-	mtls := func(n int32) *security.PeerAuthentication_MutualTLS {
-		return &security.PeerAuthentication_MutualTLS{Mode: security.PeerAuthentication_MutualTLS_Mode(n)}
-	}
-	ref := policy.Ref{Namespace: "foo", Name: "w"}
-	got := policy.FromAPI(ref, at(3), &security.PeerAuthentication{
-		Selector:      &istiotype.WorkloadSelector{MatchLabels: map[string]string{"app": "a"}},
-		Mtls:          mtls(7),
-		PortLevelMtls: map[uint32]*security.PeerAuthentication_MutualTLS{0: mtls(1), 1: mtls(1), 2: mtls(2), 3: mtls(3), 4: nil, 5: mtls(0), 6: mtls(-1), 65536 + 7: mtls(1)},
-	})
-	want := policy.Policy{
-		Ref: ref, Created: at(3), Selector: map[string]string{"app": "a"}, Mode: policy.Unknown,
-		Ports: ports{1: D, 2: P, 3: S, 4: U, 5: U, 6: policy.Unknown},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-	if got, want := policy.FromAPI(ref, at(0), nil), (policy.Policy{Ref: ref, Mode: U}); !cmp.Equal(want, got) {
-		t.Error(cmp.Diff(want, got))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	istiotype "istio.io/api/type/v1beta1"
 
 	"github.com/meshca/meshca/policy"
+	"github.com/meshca/meshca/policy/istio"
 )
 
 const (
@@ -51,7 +52,7 @@ func (c *Contents) addPolicy(n *yaml.Node, head object) error {
 	}
 	ref, created := r.metadata(n)
 	spec := r.spec(get(n, "spec"))
-	c.Policies = append(c.Policies, Policy{policy.FromAPI(ref, created, spec), n.Line, r.problems})
+	c.Policies = append(c.Policies, Policy{istio.FromAPI(ref, created, spec), n.Line, r.problems})
 	return nil
 }
 
