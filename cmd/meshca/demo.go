@@ -22,9 +22,9 @@ func newDemo() *cobra.Command {
 		Use:   "demo",
 		Short: "show the whole path in one process",
 		Long: `Demo runs a small mesh in this process, on loopback: an issuer of
-Kubernetes-shaped tokens, the CA, two agents with their sockets, and two programs
-that talk mutual TLS through go-spiffe. Certificates live 12 s, so that renewals
-can be watched. Everything is in a temporary directory that is removed at the end.
+Kubernetes-shaped tokens, the CA, two agents with their sockets, programs that talk
+mutual TLS through go-spiffe, and a proxy before one that knows no TLS. Policies are
+written to disk, and obeyed. Certificates live 12 s, so that renewals can be watched. Everything is in a temporary directory that is removed at the end.
 
 Each step is judged at the other end of a socket. The exit code is 0 if every step
 held and 1 if one did not.`,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"github.com/meshca/meshca/cmd/internal/agentpolicy"
 	"github.com/meshca/meshca/proxy"
 	"github.com/meshca/meshca/sds/client"
 )
@@ -23,22 +24,7 @@ func modesOf(s settings, agent *client.PolicySource) proxy.Policy {
 	case s.modes != nil:
 		return s.modes
 	case s.live():
-		return livePolicy{agent}
+		return agentpolicy.Policy{Agent: agent}
 	}
 	return nil
 }
-
-// livePolicy is a [proxy.Policy] of what the agent hands on.
-type livePolicy struct{ agent *client.PolicySource }
-
-// Decide names the PeerAuthentication that decided.
-func (l livePolicy) Decide(port uint16) (proxy.Decision, error) {
-	r, err := l.agent.Policy()
-	if err != nil {
-		return proxy.Decision{}, err
-	}
-	return proxy.Decision{Mode: r.ForPort(port), Source: r.SourceForPort(port).String()}, nil
-}
-
-// Changed is closed when the next policy is in force.
-func (l livePolicy) Changed() <-chan struct{} { return l.agent.Changed() }

@@ -91,12 +91,19 @@ func show(ctx context.Context, g *errgroup.Group, c Config, dir string, p *print
 	})
 
 	mutualTLS(ctx, p, front, cart, frontendAgent.id)
+	behind, err := w.startShop(ctx, g, cartAgent)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := behind.policies(ctx, p, front.source, cartAgent.id.SPIFFE()); err != nil {
+		return Report{}, err
+	}
 	renewal(ctx, p, front)
 	w.refusals(ctx, p, cartAgent)
 
 	report := p.finish(time.Since(began))
 	if c.Stay && !c.JSON {
-		fmt.Fprint(p.out, "\n\n"+w.invitation(frontendAgent, cartAgent, cart))
+		fmt.Fprint(p.out, "\n\n"+w.invitation(frontendAgent, cartAgent, cart, behind))
 	} else {
 		fmt.Fprintln(p.out, " Keep it running with --stay and try it yourself.")
 	}

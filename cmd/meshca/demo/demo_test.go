@@ -13,20 +13,22 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestEveryStepHolds(t *testing.T) {
+// The demo is one more judge of what it shows: with a protection switched off it
+// has to say that a step did not hold, and exit with 1.
+func TestT1_T10_V22_V45_EveryStepHolds(t *testing.T) {
 	t.Setenv("LC_ALL", "C.UTF-8")
 	var out, errs bytes.Buffer
 	report, err := demo.Run(t.Context(), demo.Config{Out: &out, Err: &errs, Log: slog.New(slog.NewTextHandler(&errs, nil))})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, errs.String())
 	}
-	if !report.Held || len(report.Steps) != 6 {
+	if !report.Held || len(report.Steps) != 9 {
 		t.Errorf("not every step held:\n%s\n%s", out.String(), errs.String())
 	}
 	for _, want := range []string{
 		`audience ["vault"] does not hold "meshca"`,
 		`asks for the identity "spiffe://cluster.local/ns/shop/sa/admin"`,
-		"0 of ", "6 of 6 held",
+		"0 of ", "namespace shop/default says STRICT", "9 of 9 held",
 	} {
 		// Reasons are wrapped; a line break is as good as a space.
 		if text := strings.Join(strings.Fields(out.String()), " "); !strings.Contains(text, want) {

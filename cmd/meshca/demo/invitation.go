@@ -3,7 +3,7 @@ package demo
 import "fmt"
 
 // invitation is what --stay prints: commands to paste into another terminal.
-func (w *world) invitation(front, cart *workload, app *cart) string {
+func (w *world) invitation(front, cart *workload, app *cart, behind *shop) string {
 	return fmt.Sprintf(`Everything is up until you press ctrl-c. In another terminal:
 
   the CA's certificate, verified against the trust anchor
@@ -11,6 +11,13 @@ func (w *world) invitation(front, cart *workload, app *cart) string {
 
   cart asks for a certificate, so curl alone is refused
     curl -k https://%[3]s/
+
+  plaintext to the program behind the proxy, which STRICT refuses, and to its exempted port
+    curl http://%[7]s/
+    curl http://%[8]s/
+
+  change the policy, and try again (what it will mean: meshca policy resolve)
+    sed -i s/STRICT/PERMISSIVE/ %[9]s
 
   what frontend's agent serves to whoever can connect (ask for "default", and you are frontend)
     grpcurl -plaintext -unix %[4]s list
@@ -24,5 +31,5 @@ func (w *world) invitation(front, cart *workload, app *cart) string {
   who asked the CA for what
     tail -f %[6]s
 
-`, w.addr, w.anchor, app.addr, front.socket, cart.socket, w.auditLog)
+`, w.addr, w.anchor, app.addr, front.socket, cart.socket, w.auditLog, behind.addresses[0], behind.addresses[1], behind.policyFile("default"))
 }

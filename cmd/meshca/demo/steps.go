@@ -23,17 +23,22 @@ func mutualTLS(ctx context.Context, p *printer, front *frontend, cart *cart, wan
 	default:
 		asked.Saw, asked.Held = "200, cart saw …"+strings.TrimPrefix(a.seenByCart, "spiffe://"+trustDomain+"/ns/shop"), true
 	}
-	knocked := Check{What: "stranger → cart   no certificate"}
+	p.step("mutual TLS", asked, knock(ctx, "stranger → cart   no certificate", cart.addr))
+}
+
+// knock tries TLS without a certificate, and wants to be told that it needs one.
+func knock(ctx context.Context, what, addr string) Check {
+	c := Check{What: what}
 	var alert *net.OpError
-	switch err := stranger(ctx, cart.addr); {
+	switch err := stranger(ctx, addr); {
 	case err == nil:
-		knocked.Saw = "was let in"
+		c.Saw = "was let in"
 	case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls's name for an alert that arrived
-		knocked.Saw, knocked.Why, knocked.Held = "refused", err.Error(), true
+		c.Saw, c.Why, c.Held = "refused", err.Error(), true
 	default:
-		knocked.Saw, knocked.Why = "could not tell", err.Error()
+		c.Saw, c.Why = "could not tell", err.Error()
 	}
-	p.step("mutual TLS", asked, knocked)
+	return c
 }
 
 // Renewals to wait for: three certificates of each side, seen by the other.

@@ -20,12 +20,14 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/audit"
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/filepolicy"
 	"github.com/meshca/meshca/ca/self"
 	"github.com/meshca/meshca/ca/server"
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/identity/jwks"
 	"github.com/meshca/meshca/identity/token"
 	"github.com/meshca/meshca/identity/token/tokenissuer"
+	"github.com/meshca/meshca/policy/policydir"
 	"github.com/meshca/meshca/sds"
 )
 
@@ -43,6 +45,7 @@ type world struct {
 	addr     string // of the CA
 	anchor   string // file
 	auditLog string // file
+	policies string // directory
 	issuer   *tokenissuer.Issuer
 	refused  *refusals // what the CA's log says of refusals
 	log      *slog.Logger
@@ -86,7 +89,11 @@ func startCA(ctx context.Context, g *errgroup.Group, dir string, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	srv, err := newServer(td, authority, keys, caLog)
+	policies, err := w.startPolicies(ctx, g, caLog)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := newServer(td, authority, keys, policies, caLog)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +126,31 @@ func (w *world) authority(state string, log *slog.Logger) (*ca.Authority, error)
 	})
 }
 
-func newServer(td identity.TrustDomain, authority *ca.Authority, keys *jwks.Cache, log *slog.Logger) (*server.Server, error) {
+// startPolicies makes the directory that policies are written to, empty for now,
+// and the file that says which labels they can select by.
+func (w *world) startPolicies(ctx context.Context, g *errgroup.Group, log *slog.Logger) (*filepolicy.Source, error) {
+	w.policies = filepath.Join(w.dir, "policies")
+	if err := os.Mkdir(w.policies, 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of policies: %w", err)
+	}
+	labels := filepath.Join(w.dir, "labels.yaml")
+	if err := os.WriteFile(labels, []byte("workloads:\n  - {namespace: shop, service_account: cart, labels: {app: cart}}\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the labels of workloads: %w", err)
+	}
+	dir, err := policydir.New(policydir.Config{Dir: w.policies, RootNamespace: "meshca-system", Log: log})
+	if err != nil {
+		return nil, err
+	}
+	source, err := filepolicy.New(filepolicy.Config{Policies: dir, LabelsFile: labels, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	g.Go(func() error { return dir.Run(ctx) })
+	g.Go(func() error { return source.Run(ctx) })
+	return source, nil
+}
+
+func newServer(td identity.TrustDomain, authority *ca.Authority, keys *jwks.Cache, policies server.Policies, log *slog.Logger) (*server.Server, error) {
 	tokens, err := token.New(token.Config{Issuers: []token.Issuer{{
 		URL: issuerURL, Keys: keys, Audiences: map[string]time.Duration{audience: time.Hour}, RequirePod: true,
 	}}})
@@ -131,7 +162,7 @@ func newServer(td identity.TrustDomain, authority *ca.Authority, keys *jwks.Cach
 		return nil, err
 	}
 	return server.New(server.Config{
-		Authority: authority, Authenticator: callers, CallersReady: keys.Ready, Log: log,
+		Authority: authority, Authenticator: callers, CallersReady: keys.Ready, Policies: policies, Log: log,
 		Names: ca.ServingNames{DNS: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}},
 	})
 }
