@@ -12,7 +12,6 @@ import (
 	istiotype "istio.io/api/type/v1beta1"
 
 	"github.com/meshca/meshca/policy"
-	"github.com/meshca/meshca/policy/istio"
 )
 
 const (
@@ -52,7 +51,7 @@ func (c *Contents) addPolicy(n *yaml.Node, head object) error {
 	}
 	ref, created := r.metadata(n)
 	spec := r.spec(get(n, "spec"))
-	c.Policies = append(c.Policies, Policy{istio.FromAPI(ref, created, spec), n.Line, r.problems})
+	c.Policies = append(c.Policies, Policy{FromAPI(ref, created, spec), n.Line, r.problems})
 	return nil
 }
 

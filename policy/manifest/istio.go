@@ -1,7 +1,4 @@
-// Package istio turns Istio's own type into policies. It stands apart from
-// package policy because programs that only obey decisions should not have to
-// link Istio's messages.
-package istio
+package manifest
 
 import (
 	"math"
