@@ -86,8 +86,7 @@ type outcome struct {
 
 // dial opens the other half.
 func (c *connection) dial() (*net.TCPConn, error) {
-	dialer := net.Dialer{Timeout: c.p.conf.DialTime}
-	conn, err := dialer.DialContext(c.ctx, "tcp", c.far)
+	conn, err := c.dialPatiently()
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +103,42 @@ func (c *connection) dial() (*net.TCPConn, error) {
 	}
 	c.dialled = tcp
 	return tcp, nil
+}
+
+const (
+	// dialPause is the longest pause between two attempts to dial in a shortage.
+	dialPause = 50 * time.Millisecond
+	// maxDialsWaiting bounds the connections that wait in a shortage. Each holds
+	// a descriptor while it wants a second one: if all waited, none would get it.
+	// Those that give up at once make room for those that wait.
+	maxDialsWaiting = 4
+)
+
+// dialPatiently dials, and within DialTime tries again while it is only
+// descriptors or memory that are wanting: what holds them ends.
+func (c *connection) dialPatiently() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.p.conf.DialTime)
+	defer cancel()
+	conn, err := c.p.conf.Dial(ctx, "tcp", c.far)
+	if !isShortage(err) {
+		return conn, err
+	}
+	select {
+	case c.p.dialsWaiting <- struct{}{}:
+		defer func() { <-c.p.dialsWaiting }()
+	default:
+		return nil, err
+	}
+	for pause := firstBackOff; isShortage(err); pause = min(2*pause, dialPause) {
+		c.p.reclaim()
+		select {
+		case <-ctx.Done():
+			return nil, err // which says more than that the time is over
+		case <-time.After(pause):
+		}
+		conn, err = c.p.conf.Dial(ctx, "tcp", c.far)
+	}
+	return conn, err
 }
 
 // cut ends the connection at once, for both ends visibly so. The first reason
