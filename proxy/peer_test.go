@@ -76,7 +76,7 @@ func TestF54_ExpiredPeerIsRefusedNotDowngraded(t *testing.T) {
 	}
 }
 
-func TestV21_NoBundleIsNoPeer(t *testing.T) {
+func TestV21_F43_NoBundleIsNoPeer(t *testing.T) {
 	empty, err := identity.NewBundle(identitytest.TrustDomain(t, "example.org"), identity.BundleConfig{})
 	if err != nil {
 		t.Fatal(err)
