@@ -70,6 +70,7 @@ type connection struct {
 	dialled  *net.TCPConn
 	decision Decision // that admitted it, or that cut it
 	security security
+	waiting  bool // for one of the two ends to speak, without a deadline
 	peer     identity.ID
 	cutBy    ending // empty while nobody has cut it
 	cause    error
@@ -198,7 +199,7 @@ func (c *connection) rejudge() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cutBy == "" && outlawed(now.Mode, c.security, c.decision.Mode) {
+	if c.cutBy == "" && outlawed(now.Mode, c.security, c.waiting) {
 		c.decision = now
 		c.cutLocked(endPolicy, nil)
 	}
@@ -208,10 +209,9 @@ func (c *connection) rejudge() {
 // want something else.
 func isStrict(m policy.Mode) bool { return m != policy.Permissive && m != policy.Disable }
 
-// outlawed reports whether a connection that was admitted under began may not go
-// on under now. DISABLE takes nothing away: what is better protected than it has
-// to be goes on.
-func outlawed(now policy.Mode, s security, began policy.Mode) bool {
+// outlawed reports whether a connection may not go on under now. DISABLE takes
+// nothing away: what is better protected than it has to be goes on.
+func outlawed(now policy.Mode, s security, waiting bool) bool {
 	if !isStrict(now) {
 		return false
 	}
@@ -219,11 +219,27 @@ func outlawed(now policy.Mode, s security, began policy.Mode) bool {
 	case mutualTLS:
 		return false
 	case undecided:
-		// Under STRICT it has a deadline by which it is mutual TLS. Otherwise it
-		// may wait for as long as it likes, and the client has to come again.
-		return !isStrict(began)
+		// It has a deadline by which it is settled, and judged again then: a
+		// handshake of the mesh that is under way must not notice. Without a
+		// deadline the client has to come again.
+		return waiting
 	}
 	return true
+}
+
+// wait notes that from now on there is no deadline, or that there is one again.
+// It fails if that is not allowed.
+func (c *connection) wait(waiting bool) error {
+	c.mu.Lock()
+	c.waiting = waiting
+	c.mu.Unlock()
+	c.rejudge()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cutBy != "" {
+		return errCut
+	}
+	return nil
 }
 
 // finish closes what is open, and tells the log and the metrics.
