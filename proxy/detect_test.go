@@ -79,6 +79,7 @@ func TestV25_F54_BegunHelloIsFinished(t *testing.T) {
 	k := start(t, withMode(policy.Permissive), with(impatient), withApp(app))
 	raw := k.dial()
 	app.accepted(t)
+	eventually(t, func() bool { return !k.handshaking() }) // it waits for both now
 	slow := &firstByteApart{Conn: raw, between: func() {
 		for !k.handshaking() {
 			runtime.Gosched()
