@@ -28,6 +28,10 @@ test: ## unit tests, then tests against real Envoy, Kubernetes and others
 race: ## the same under the race detector, which needs a C compiler
 	@$(MAKE) --no-print-directory test TESTFLAGS="-race $(TESTFLAGS)"
 
+.PHONY: faults
+faults: ## what takes minutes: floods, shortages, flapping policies and apps
+	@$(GO) test -tags faults -v -count=1 -timeout 15m -run '^TestLong_' $(TESTFLAGS) ./proxy
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and govulncheck where its database can be reached
 	@test/ci/lint

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -254,4 +255,74 @@ func FuzzVerify(f *testing.F) {
 			t.Errorf("%s is believed", got)
 		}
 	})
+}
+
+// A chain of any certificates in any order: crypto/x509 by itself, asked about
+// the root of the leaf's own domain alone, must agree. pick chooses from the
+// certificates of the set of peers.
+func FuzzVerifyChain(f *testing.F) {
+	peers := identitytest.NewPeers(f, identitytest.ID(f, cart))
+	var all []*x509.Certificate
+	number := func(c *x509.Certificate) byte {
+		at := slices.IndexFunc(all, func(o *x509.Certificate) bool { return bytes.Equal(o.Raw, c.Raw) })
+		if at < 0 {
+			at, all = len(all), append(all, c)
+		}
+		return byte(at)
+	}
+	for _, p := range peers.All {
+		var pick []byte
+		for _, c := range p.Chain {
+			pick = append(pick, number(c))
+		}
+		f.Add(pick, true)
+		f.Add(pick, false)
+	}
+	f.Fuzz(func(t *testing.T, pick []byte, client bool) {
+		var chain []*x509.Certificate
+		for _, n := range pick {
+			chain = append(chain, all[int(n)%len(all)])
+		}
+		role, usage := identity.Server, x509.ExtKeyUsageServerAuth
+		if client {
+			role, usage = identity.Client, x509.ExtKeyUsageClientAuth
+		}
+		got, err := identity.Verify(chain, role, peers, peers.Now)
+		if (err == nil) == got.IsZero() {
+			t.Fatalf("%v beside %v", got, err)
+		}
+		theirs := stockVerify(chain, usage, peers)
+		if err == nil && (theirs != nil || len(chain) > 10 || len(chain[0].URIs) != 1 || chain[0].URIs[0].String() != got.String()) {
+			t.Errorf("we believe %s; crypto/x509: %v", got, theirs)
+		}
+		if err != nil && theirs == nil && len(chain) <= 10 {
+			// What the standard asks of a leaf, and crypto/x509 does not know.
+			leaf := chain[0]
+			named := slices.ContainsFunc(leaf.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u == usage })
+			if _, claimErr := identity.ClaimedID(leaf); claimErr == nil && (named || len(leaf.ExtKeyUsage) == 0) {
+				t.Errorf("crypto/x509 believes it; we: %v", err)
+			}
+		}
+	})
+}
+
+// stockVerify asks crypto/x509 whether the root of the domain that the leaf
+// names stands behind the chain.
+func stockVerify(chain []*x509.Certificate, usage x509.ExtKeyUsage, peers *identitytest.Peers) error {
+	if len(chain) == 0 || len(chain[0].URIs) == 0 {
+		return errors.New("no name")
+	}
+	options := x509.VerifyOptions{
+		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: peers.Now, KeyUsages: []x509.ExtKeyUsage{usage},
+	}
+	for _, ca := range []*identitytest.CA{peers.Own, peers.Partner} {
+		if ca.TrustDomain.String() == chain[0].URIs[0].Host {
+			options.Roots.AddCert(ca.Root.Certificate)
+		}
+	}
+	for _, c := range chain[1:] {
+		options.Intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(options)
+	return err
 }

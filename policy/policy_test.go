@@ -189,6 +189,40 @@ func TestV22_LabelsAreJudgedAsTheyAre(t *testing.T) {
 	}
 }
 
+// A namespace that is deleted takes its policies along, and no other's: what is
+// above it decides again. The root's takes the mesh's.
+func TestV22_NamespaceGoes(t *testing.T) {
+	labels := map[string]string{"app": "a"}
+	all := []policy.Policy{mesh(D), ns(S), wl(P, ports{80: S}), pol("bar", "default", 1, P)}
+	full := policy.New(all, rootNS)
+	for _, step := range []struct {
+		gone           string
+		foo, port, bar policy.Mode
+	}{
+		{"", P, S, P},
+		{"other", P, S, P},
+		{"foo", D, D, P},
+		{"bar", P, S, D},
+		{rootNS, P, S, P},
+	} {
+		set := full.WithNamespace(step.gone, nil)
+		foo := set.Resolve("foo", labels)
+		if bar := set.Resolve("bar", labels).Mode; foo.Mode != step.foo || foo.ForPort(80) != step.port || bar != step.bar {
+			t.Errorf("without %q: %v, port 80 %v, bar %v", step.gone, foo.Mode, foo.ForPort(80), bar)
+		}
+	}
+	rest := full.WithNamespace(rootNS, nil).WithNamespace("foo", nil)
+	if foo, bar := rest.Resolve("foo", labels).Mode, rest.Resolve("bar", labels).Mode; foo != P || bar != P {
+		t.Errorf("without both: %v, %v", foo, bar)
+	}
+	if got := full.WithNamespace("bar", nil).WithNamespace(rootNS, nil).Resolve("bar", labels).Mode; got != P {
+		t.Errorf("with nothing above it: %v", got)
+	}
+	if got := full.Resolve("foo", labels).Mode; got != P { // a set does not change
+		t.Errorf("the set that was asked: %v", got)
+	}
+}
+
 func TestT10_NothingKnownIsStrict(t *testing.T) {
 	var none *policy.Set
 	for name, r := range map[string]policy.Result{

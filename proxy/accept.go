@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -14,6 +16,7 @@ const (
 	firstBackOff  = 5 * time.Millisecond
 	longestPause  = time.Second
 	limitLogEvery = 10 * time.Second
+	reclaimEvery  = time.Second
 )
 
 // The limits, as they are told.
@@ -42,10 +45,13 @@ func (p *Proxy) accept(ctx context.Context, d door) error {
 			}
 			continue
 		}
-		if !isShortage(err) {
+		if !passes(err) {
 			return fmt.Errorf("accepting on %q: %w", d.address, err)
 		}
 		p.metrics.acceptFails.Inc()
+		if isShortage(err) {
+			p.reclaim()
+		}
 		if pause == 0 {
 			p.conf.Log.Warn("no connection can be accepted for now", "listener", d.address, "error", err.Error())
 		}
@@ -58,17 +64,39 @@ func (p *Proxy) accept(ctx context.Context, d door) error {
 	}
 }
 
-// isShortage reports whether an accept failed for a reason that passes.
-func isShortage(err error) bool {
-	for _, passing := range []syscall.Errno{
-		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
-		syscall.ECONNABORTED, syscall.EPROTO, syscall.EPERM, // EPERM: a firewall's word on one connection
-	} {
-		if errors.Is(err, passing) {
-			return true
-		}
+// reclaim gives back the descriptors that nobody uses, now and then. The pipes
+// that bytes are spliced through are descriptors too, two for each way of a
+// connection; the standard library keeps them when a connection ends, and lets
+// go of them in the second collection after that.
+func (p *Proxy) reclaim() {
+	p.mu.Lock()
+	now := time.Now()
+	due := now.Sub(p.reclaimed) >= reclaimEvery
+	if due {
+		p.reclaimed = now
 	}
-	return false
+	p.mu.Unlock()
+	if due {
+		runtime.GC()
+		runtime.GC()
+	}
+}
+
+// isShortage reports whether err is the want of something that open connections
+// hold and will give back.
+func isShortage(err error) bool {
+	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM)
+}
+
+// passes reports whether an accept failed for a reason that passes: a shortage,
+// or a fault of one connection.
+func passes(err error) bool {
+	// EPERM: a firewall's word on one connection
+	return isShortage(err) || isAny(err, syscall.ECONNABORTED, syscall.EPROTO, syscall.EPERM)
+}
+
+func isAny(err error, numbers ...syscall.Errno) bool {
+	return slices.ContainsFunc(numbers, func(n syscall.Errno) bool { return errors.Is(err, n) })
 }
 
 // admit starts serving a connection, or refuses it for one of the limits.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -87,7 +88,8 @@ type Config struct {
 	// have not yet said what they are or proved who. 256
 	MaxHandshakes int
 
-	Listen  func(network, address string) (net.Listener, error) // net.Listen
+	Listen  func(network, address string) (net.Listener, error)                  // net.Listen
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error) // net.Dialer's
 	Now     func() time.Time
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
@@ -151,6 +153,9 @@ func (c *Config) complete() error {
 	}
 	if c.Listen == nil {
 		c.Listen = net.Listen
+	}
+	if c.Dial == nil {
+		c.Dial = new(net.Dialer).DialContext
 	}
 	return nil
 }

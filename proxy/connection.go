@@ -70,6 +70,7 @@ type connection struct {
 	dialled  *net.TCPConn
 	decision Decision // that admitted it, or that cut it
 	security security
+	waiting  bool // for one of the two ends to speak, without a deadline
 	peer     identity.ID
 	cutBy    ending // empty while nobody has cut it
 	cause    error
@@ -86,8 +87,7 @@ type outcome struct {
 
 // dial opens the other half.
 func (c *connection) dial() (*net.TCPConn, error) {
-	dialer := net.Dialer{Timeout: c.p.conf.DialTime}
-	conn, err := dialer.DialContext(c.ctx, "tcp", c.far)
+	conn, err := c.dialPatiently()
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +104,42 @@ func (c *connection) dial() (*net.TCPConn, error) {
 	}
 	c.dialled = tcp
 	return tcp, nil
+}
+
+const (
+	// dialPause is the longest pause between two attempts to dial in a shortage.
+	dialPause = 50 * time.Millisecond
+	// maxDialsWaiting bounds the connections that wait in a shortage. Each holds
+	// a descriptor while it wants a second one: if all waited, none would get it.
+	// Those that give up at once make room for those that wait.
+	maxDialsWaiting = 4
+)
+
+// dialPatiently dials, and within DialTime tries again while it is only
+// descriptors or memory that are wanting: what holds them ends.
+func (c *connection) dialPatiently() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, c.p.conf.DialTime)
+	defer cancel()
+	conn, err := c.p.conf.Dial(ctx, "tcp", c.far)
+	if !isShortage(err) {
+		return conn, err
+	}
+	select {
+	case c.p.dialsWaiting <- struct{}{}:
+		defer func() { <-c.p.dialsWaiting }()
+	default:
+		return nil, err
+	}
+	for pause := firstBackOff; isShortage(err); pause = min(2*pause, dialPause) {
+		c.p.reclaim()
+		select {
+		case <-ctx.Done():
+			return nil, err // which says more than that the time is over
+		case <-time.After(pause):
+		}
+		conn, err = c.p.conf.Dial(ctx, "tcp", c.far)
+	}
+	return conn, err
 }
 
 // cut ends the connection at once, for both ends visibly so. The first reason
@@ -163,7 +199,7 @@ func (c *connection) rejudge() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cutBy == "" && outlawed(now.Mode, c.security, c.decision.Mode) {
+	if c.cutBy == "" && outlawed(now.Mode, c.security, c.waiting) {
 		c.decision = now
 		c.cutLocked(endPolicy, nil)
 	}
@@ -173,10 +209,9 @@ func (c *connection) rejudge() {
 // want something else.
 func isStrict(m policy.Mode) bool { return m != policy.Permissive && m != policy.Disable }
 
-// outlawed reports whether a connection that was admitted under began may not go
-// on under now. DISABLE takes nothing away: what is better protected than it has
-// to be goes on.
-func outlawed(now policy.Mode, s security, began policy.Mode) bool {
+// outlawed reports whether a connection may not go on under now. DISABLE takes
+// nothing away: what is better protected than it has to be goes on.
+func outlawed(now policy.Mode, s security, waiting bool) bool {
 	if !isStrict(now) {
 		return false
 	}
@@ -184,11 +219,27 @@ func outlawed(now policy.Mode, s security, began policy.Mode) bool {
 	case mutualTLS:
 		return false
 	case undecided:
-		// Under STRICT it has a deadline by which it is mutual TLS. Otherwise it
-		// may wait for as long as it likes, and the client has to come again.
-		return !isStrict(began)
+		// It has a deadline by which it is settled, and judged again then: a
+		// handshake of the mesh that is under way must not notice. Without a
+		// deadline the client has to come again.
+		return waiting
 	}
 	return true
+}
+
+// wait notes that from now on there is no deadline, or that there is one again.
+// It fails if that is not allowed.
+func (c *connection) wait(waiting bool) error {
+	c.mu.Lock()
+	c.waiting = waiting
+	c.mu.Unlock()
+	c.rejudge()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cutBy != "" {
+		return errCut
+	}
+	return nil
 }
 
 // finish closes what is open, and tells the log and the metrics.

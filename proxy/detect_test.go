@@ -79,6 +79,7 @@ func TestV25_F54_BegunHelloIsFinished(t *testing.T) {
 	k := start(t, withMode(policy.Permissive), with(impatient), withApp(app))
 	raw := k.dial()
 	app.accepted(t)
+	eventually(t, func() bool { return !k.handshaking() }) // it waits for both now
 	slow := &firstByteApart{Conn: raw, between: func() {
 		for !k.handshaking() {
 			runtime.Gosched()
@@ -134,10 +135,12 @@ func (b bytewise) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// resplit sends the first handshake message as records of one byte.
+// resplit sends the first handshake message as so many records, or as records
+// of one byte.
 type resplit struct {
 	net.Conn
-	done bool
+	records int // 0: of one byte
+	done    bool
 }
 
 func (r *resplit) Write(p []byte) (int, error) {
@@ -145,7 +148,11 @@ func (r *resplit) Write(p []byte) (int, error) {
 		return r.Conn.Write(p)
 	}
 	r.done = true
-	_, err := r.Conn.Write(splitRecords(p, 1))
+	size := 1
+	if r.records > 0 {
+		size = (len(p) - recordHeader + r.records - 1) / r.records
+	}
+	_, err := r.Conn.Write(splitRecords(p, size))
 	return len(p), err
 }
 
@@ -165,8 +172,10 @@ func splitRecords(p []byte, size int) []byte {
 func TestV25_HelloInPieces(t *testing.T) {
 	for _, mode := range []policy.Mode{policy.Permissive, policy.Strict} {
 		for name, cut := range map[string]func(net.Conn) net.Conn{
-			"bytes":   func(c net.Conn) net.Conn { return bytewise{c} },
-			"records": func(c net.Conn) net.Conn { return &resplit{Conn: c} },
+			"bytes":            func(c net.Conn) net.Conn { return bytewise{c} },
+			"records":          func(c net.Conn) net.Conn { return &resplit{Conn: c} },
+			"five records":     func(c net.Conn) net.Conn { return &resplit{Conn: c, records: 5} },
+			"records in bytes": func(c net.Conn) net.Conn { return &resplit{Conn: bytewise{c}, records: 5} },
 		} {
 			t.Run(fmt.Sprintf("%s, %s", mode, name), func(t *testing.T) {
 				k := start(t, withMode(mode))

@@ -1,13 +1,20 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // said is a connection on which a client has said all that it ever will.
@@ -83,6 +90,48 @@ func FuzzSniffer(f *testing.F) {
 		}
 		if ok && what == tlsHello && err == nil && !slices.Equal(theirs, whole.alpn) {
 			t.Fatalf("crypto/tls reads the protocols %q, we read %q", theirs, whole.alpn)
+		}
+	})
+}
+
+// FuzzAccessLog: whatever a peer puts into its ALPN or into an error, and whoever
+// it claims to be, a line of the log is one line, can be read, and is short.
+func FuzzAccessLog(f *testing.F) {
+	for _, s := range []string{"", "istio", "a\nb", "\x1b[31m", `","level":"ERROR`, "\x00", "é\u202e", "\xff\xfe", strings.Repeat("x", 5000), strings.Repeat("\n", 3000)} {
+		f.Add(s, s)
+	}
+	target := newApp(f, func(*net.TCPConn) {})
+	accepted := dialTCP(f, target.address) // only its address is wanted
+	metrics, err := newMetrics(&Proxy{conf: Config{Metrics: prometheus.NewRegistry()}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, alpn, text string) {
+		for name, handler := range map[string]func(io.Writer) slog.Handler{
+			"JSON": func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+			"text": func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
+		} {
+			var out bytes.Buffer
+			p := &Proxy{conf: Config{Log: slog.New(handler(&out))}, metrics: metrics, told: make(map[netip.Addr]struct{})}
+			c := &connection{
+				p: p, way: inbound, listener: "127.0.0.1:1", far: "127.0.0.1:2", accepted: accepted, security: undecided,
+				cancel: func() {},
+			}
+			p.hint(c, []string{alpn, alpn})
+			c.finish(outcome{end: endHandshake, failure: failedProtocol, err: errors.New(text)})
+			lines := bytes.SplitAfter(out.Bytes(), []byte("\n"))
+			if len(lines) != 3 || len(lines[2]) != 0 {
+				t.Fatalf("%s: two entries are %d lines: %q", name, len(lines)-1, out.Bytes())
+			}
+			for _, line := range lines[:2] {
+				// A byte may be escaped as \u0000, and shown as \\x00 before that.
+				if len(line) > 16<<10 || bytes.ContainsAny(line[:len(line)-1], "\n\r\x00\x1b") {
+					t.Errorf("%s: %d bytes: %.300q", name, len(line), line)
+				}
+				if name == "JSON" && !json.Valid(line) {
+					t.Errorf("no JSON: %.300q", line)
+				}
+			}
 		}
 	})
 }

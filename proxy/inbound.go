@@ -98,6 +98,9 @@ func (p *Proxy) detect(c *connection) (detected, *outcome) {
 // app as well, and whoever speaks first decides.
 func (p *Proxy) detectLate(c *connection, buf []byte) (detected, *outcome) {
 	var d detected
+	if err := c.wait(true); err != nil {
+		return d, broken(err)
+	}
 	conn, err := c.dial()
 	if err != nil {
 		return d, p.unreachable(err)
@@ -117,7 +120,9 @@ func (p *Proxy) detectLate(c *connection, buf []byte) (detected, *outcome) {
 	case !p.beginHandshake(c):
 		o = &outcome{end: endLimit, err: errSourceLimit}
 	default:
-		o = p.recognise(c, &d, buf, n, err)
+		if o = broken(c.wait(false)); o == nil {
+			o = p.recognise(c, &d, buf, n, err)
+		}
 	}
 	d.app, err = app.end()
 	_ = c.accepted.SetReadDeadline(time.Time{})

@@ -395,3 +395,12 @@ func greet(c *net.TCPConn) {
 func isReset(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
+
+// tlsEcho is an echo over TLS, with the next of the configurations.
+func tlsEcho(confs <-chan *tls.Config) func(*net.TCPConn) {
+	return func(c *net.TCPConn) {
+		conn := tls.Server(c, <-confs)
+		_, _ = io.Copy(conn, conn)
+		_ = conn.Close()
+	}
+}

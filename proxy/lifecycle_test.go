@@ -13,7 +13,7 @@ import (
 	"github.com/meshca/meshca/policy"
 )
 
-func TestT10_ListensOnlyWithCertificateAndPolicy(t *testing.T) {
+func TestT10_F43_ListensOnlyWithCertificateAndPolicy(t *testing.T) {
 	listening := make(chan string, 2)
 	k := newKit(t, with(func(c *Config) {
 		listen := c.Listen

@@ -76,7 +76,7 @@ func TestF54_ExpiredPeerIsRefusedNotDowngraded(t *testing.T) {
 	}
 }
 
-func TestV21_NoBundleIsNoPeer(t *testing.T) {
+func TestV21_F43_NoBundleIsNoPeer(t *testing.T) {
 	empty, err := identity.NewBundle(identitytest.TrustDomain(t, "example.org"), identity.BundleConfig{})
 	if err != nil {
 		t.Fatal(err)
@@ -149,9 +149,9 @@ func mtlsServer(t testing.TB, ca *identitytest.CA, id string, offers chan<- []st
 
 // startTo runs a proxy with an outbound listener to a target that is made with
 // the proxy's own CA.
-func startTo(t testing.TB, id string, target func(*identitytest.CA) *app) *kit {
+func startTo(t testing.TB, id string, target func(*identitytest.CA) *app, opts ...option) *kit {
 	t.Helper()
-	return start(t, func(k *kit, c *Config) { withOutbound(target(k.ca).address, id)(k, c) })
+	return start(t, append(opts, func(k *kit, c *Config) { withOutbound(target(k.ca).address, id)(k, c) })...)
 }
 
 // isLost wants a connection to be reset without a byte for the workload. When it

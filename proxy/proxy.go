@@ -26,11 +26,14 @@ type Proxy struct {
 	notReady atomic.Pointer[string] // why; nil while connections are accepted
 	open     sync.WaitGroup         // connections
 
+	dialsWaiting chan struct{} // holds one for each; see maxDialsWaiting
+
 	mu          sync.Mutex
 	live        map[*connection]struct{}
 	handshakes  map[netip.Addr]int      // slots of MaxHandshakes in use
 	told        map[netip.Addr]struct{} // clients that were given the hint
 	limitLogged time.Time
+	reclaimed   time.Time // when a shortage last had the memory collected
 }
 
 // maxTold bounds the clients that are remembered as told. Beyond it all are
@@ -47,6 +50,8 @@ func New(c Config) (*Proxy, error) {
 		live:       make(map[*connection]struct{}),
 		handshakes: make(map[netip.Addr]int),
 		told:       make(map[netip.Addr]struct{}),
+
+		dialsWaiting: make(chan struct{}, maxDialsWaiting),
 	}
 	p.setNotReady("not started")
 	var err error

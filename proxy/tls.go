@@ -145,9 +145,10 @@ func classify(err error, state tls.ConnectionState, id identity.SVIDSource) fail
 		return failedNoSVID
 	}
 	// crypto/tls has no type for a missing certificate. A handshake that agreed
-	// on a version, and then failed here before there were certificates to look
-	// at, failed for the lack of them.
-	if state.Version != 0 && len(state.PeerCertificates) == 0 {
+	// on a group for its keys (the last thing that a hello can be refused for),
+	// and then failed here before there were certificates to look at, failed for
+	// the lack of them.
+	if state.CurveID != 0 && len(state.PeerCertificates) == 0 {
 		return failedNoCertificate
 	}
 	return failedProtocol

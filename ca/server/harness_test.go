@@ -31,6 +31,7 @@ import (
 	"github.com/meshca/meshca/ca/caller"
 	"github.com/meshca/meshca/ca/catest"
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/identity/identitytest"
 	"github.com/meshca/meshca/identity/token"
 	"github.com/meshca/meshca/identity/token/tokenissuer"
 )
@@ -56,6 +57,13 @@ func (g *gate) last() *caller.Caller {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.who
+}
+
+// forget lets last return nil until there is another record with a caller.
+func (g *gate) forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.who = nil
 }
 
 func (g *gate) Record(ctx context.Context, e ca.Event) error {
@@ -113,7 +121,8 @@ type settings struct {
 	keys      token.KeySource
 	upstream  func(ca.Upstream) ca.Upstream
 	byCert    []string
-	unready   bool // do not wait for a certificate
+	believes  *identitytest.Peers // what certificates are judged by; nil: the authority's bundle
+	unready   bool                // do not wait for a certificate
 	listener  net.Listener
 	bubble    bool // inside a synctest bubble: over a pipe, and time must move
 }
@@ -181,6 +190,9 @@ func (h *harness) authenticate(t testing.TB, set *settings) {
 	}}})
 	must(t, err)
 	config := caller.Config{Tokens: verifier, TrustDomain: h.td, Bundles: h.authority.Bundles()}
+	if set.believes != nil {
+		config.Bundles, config.Now = set.believes, func() time.Time { return set.believes.Now }
+	}
 	for _, s := range set.byCert {
 		id, err := identity.ParseID(s)
 		must(t, err)

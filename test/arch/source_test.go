@@ -194,6 +194,25 @@ func TestNoSharedGlobals(t *testing.T) {
 	}
 }
 
+// TestV64_NothingTakesAnyUsage: a verification that passes "any usage" skips more
+// than usages (CVE-2025-22874: policies as well), and a certificate that has it
+// is good for whatever its thief likes.
+func TestV64_NothingTakesAnyUsage(t *testing.T) {
+	for _, s := range goSources(t) {
+		imported := s.importName("crypto/x509")
+		// What stands in for a bad peer may have it.
+		if imported == "" || s.isTest() || strings.Contains(s.name, "/identitytest/") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if e, ok := n.(ast.Expr); ok && isSelector(e, imported, "ExtKeyUsageAny") {
+				t.Errorf("%s: x509.ExtKeyUsageAny", s.at(n))
+			}
+			return true
+		})
+	}
+}
+
 func isSelector(e ast.Expr, pkg, name string) bool {
 	sel, ok := e.(*ast.SelectorExpr)
 	if !ok || sel.Sel.Name != name {
