@@ -343,14 +343,6 @@ func pastClock(seconds int) func() time.Time {
 	return func() time.Time { return time.Now().Add(-time.Duration(seconds) * time.Second) }
 }
 
-// caller authenticates the cart's pod.
-func (h *harness) caller(t testing.TB) *caller.Caller {
-	t.Helper()
-	who, err := h.server.authenticator.Authenticate(t.Context(), caller.Credentials{Bearer: h.token(t, nil)})
-	must(t, err)
-	return who
-}
-
 // svid has a certificate issued to the cart, over the wire.
 func (h *harness) svid(t testing.TB) *tls.Certificate {
 	t.Helper()

@@ -127,13 +127,17 @@ func TestT10_PolicyThatIsRefusedChangesNothing(t *testing.T) {
 		change func(*discovery.DeltaDiscoveryResponse)
 		want   string
 	}{
-		"another type":     {func(r *discovery.DeltaDiscoveryResponse) { r.TypeUrl = "x" }, "is of type"},
-		"two workloads":    {func(r *discovery.DeltaDiscoveryResponse) { r.Resources = append(r.Resources, r.Resources[0]) }, "2 workloads"},
-		"a name of no ID":  {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Name = "cart" }, "name"},
-		"another's":        {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Name += "x" }, "is about"},
-		"no content":       {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Resource = nil }, "no content"},
-		"garbage":          {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Resource = &anypb.Any{TypeUrl: wire.TypeURL, Value: []byte{0xff}} }, "decoded"},
-		"an older version": {func(r *discovery.DeltaDiscoveryResponse) { proto.Merge(emptied(r), good(resolved(6, policy.Permissive))) }, "in force already"},
+		"another type":    {func(r *discovery.DeltaDiscoveryResponse) { r.TypeUrl = "x" }, "is of type"},
+		"two workloads":   {func(r *discovery.DeltaDiscoveryResponse) { r.Resources = append(r.Resources, r.Resources[0]) }, "2 workloads"},
+		"a name of no ID": {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Name = "cart" }, "name"},
+		"another's":       {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Name += "x" }, "is about"},
+		"no content":      {func(r *discovery.DeltaDiscoveryResponse) { r.Resources[0].Resource = nil }, "no content"},
+		"garbage": {func(r *discovery.DeltaDiscoveryResponse) {
+			r.Resources[0].Resource = &anypb.Any{TypeUrl: wire.TypeURL, Value: []byte{0xff}}
+		}, "decoded"},
+		"an older version": {func(r *discovery.DeltaDiscoveryResponse) {
+			proto.Merge(emptied(r), good(resolved(6, policy.Permissive)))
+		}, "in force already"},
 	} {
 		r := good(resolved(8, policy.Permissive))
 		tt.change(r)

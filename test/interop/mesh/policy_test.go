@@ -12,9 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"github.com/meshca/meshca/test/envoytest"
 )
 
 // enforcedWithin is what is promised between the change of a policy's file and its
@@ -57,8 +55,13 @@ type Proxy struct {
 // startProxy runs a proxy before the given apps, and returns once it listens.
 func (a *Agent) startProxy(t testing.TB, apps ...string) *Proxy {
 	t.Helper()
+	return a.startProxyWith(t, nil, apps...)
+}
+
+func (a *Agent) startProxyWith(t testing.TB, flags []string, apps ...string) *Proxy {
+	t.Helper()
 	p := &Proxy{program: program{name: a.program.name + "-proxy", binary: programs.path(t, "proxy"), dir: a.dir}}
-	p.args = []string{"--socket", a.socket, "--drain-time", "1ms"}
+	p.args = append([]string{"--socket", a.socket, "--drain-time", "1ms"}, flags...)
 	for _, app := range apps {
 		p.args = append(p.args, "--inbound", "127.0.0.1:0="+app)
 	}
@@ -81,12 +84,7 @@ func (a *Agent) startProxy(t testing.TB, apps ...string) *Proxy {
 // peerConfig is go-spiffe's, as the workload of that agent, towards cart.
 func (a *Agent) peerConfig(t testing.TB) *tls.Config {
 	t.Helper()
-	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr("unix://"+a.socket)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = source.Close() })
-	conf := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeID(spiffeid.RequireFromString(spiffeID("cart"))))
+	conf := goSpiffeClient(source(t, a), spiffeID("cart"))
 	conf.NextProtos = []string{"istio", "http/1.1"}
 	return conf
 }
@@ -213,4 +211,83 @@ func keepAlive(c net.Conn) error {
 		}
 	}
 	return nil
+}
+
+// Envoy as the client, by its own configuration, under each mode: it gets through
+// where the mesh's mutual TLS is terminated, and nowhere else. Without an istio
+// name in its ALPN a PERMISSIVE port leaves its TLS to the app, which has none.
+func TestV25_EnvoyAsClientOfTheProxy(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 0)
+	ca := m.startCA(t)
+	cart := m.workload(t, "cart").startReadyAgent(t, ca)
+	frontend := m.workload(t, "frontend").startReadyAgent(t, ca)
+	addresses := cart.startModes(t, backend(t), backend(t), backend(t))
+	tls := envoytest.TLS{Certificate: "default", Validation: "ROOTCA", PeerIDs: []string{cart.id}}
+	var clients []envoytest.Client
+	for _, mode := range modes {
+		for name, alpn := range map[string][]string{"mesh": {"istio"}, "http": {"istio-http/1.1", "istio", "http/1.1"}, "none": nil} {
+			clients = append(clients, envoytest.Client{Name: mode + "-" + name, Upstream: addresses[mode], ALPN: alpn, TLS: tls})
+		}
+	}
+	e := startReadyEnvoy(t, envoytest.Bootstrap{NodeID: "frontend", Socket: frontend.socket, SDS: envoytest.Delta, Clients: clients})
+	for name, passes := range map[string]bool{
+		"STRICT-mesh": true, "STRICT-http": true, "STRICT-none": true,
+		"PERMISSIVE-mesh": true, "PERMISSIVE-http": true, "PERMISSIVE-none": false,
+		"DISABLE-mesh": false, "DISABLE-http": false, "DISABLE-none": false,
+	} {
+		err := once(t.Context(), listener(t, e, name), nil)
+		if passes && err != nil || !passes && !isRefusal(err) {
+			t.Errorf("%s: %v; want it to pass: %v", name, err, passes)
+		}
+	}
+}
+
+// A client that connects and says nothing for half a minute: STRICT has sent it
+// away, and elsewhere it is still connected, to the app that waits with it.
+func TestV25_IdleForHalfAMinute(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t, 0)
+	cart := m.workload(t, "cart").startReadyAgent(t, m.startCA(t))
+	addresses := cart.startModes(t, backend(t), backend(t), backend(t))
+	silent := make(map[string]net.Conn)
+	for _, mode := range modes {
+		conn, err := net.Dial("tcp", addresses[mode])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		silent[mode] = conn
+	}
+	half := time.NewTimer(30 * time.Second)
+	defer half.Stop()
+	_ = silent["STRICT"].SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := silent["STRICT"].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("STRICT has not sent it away: %v", err)
+	}
+	<-half.C
+	for _, mode := range []string{"PERMISSIVE", "DISABLE"} {
+		if err := keepAlive(silent[mode]); err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}
+
+var modes = []string{"STRICT", "PERMISSIVE", "DISABLE"}
+
+// startModes runs a proxy with an app under each mode, and returns the proxy's
+// addresses.
+func (a *Agent) startModes(t testing.TB, apps ...string) map[string]string {
+	t.Helper()
+	flags := []string{"--mode", "STRICT"}
+	for i, mode := range modes {
+		_, port, _ := strings.Cut(apps[i], ":")
+		flags = append(flags, "--port-mode", port+"="+mode)
+	}
+	p := a.startProxyWith(t, flags, apps...)
+	addresses := make(map[string]string)
+	for i, mode := range modes {
+		addresses[mode] = p.addresses[i]
+	}
+	return addresses
 }
