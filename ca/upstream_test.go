@@ -112,7 +112,7 @@ func ext(oid string, value any) pkix.Extension {
 	return pkix.Extension{Id: id, Value: der}
 }
 
-func TestT5_UpstreamIsNotBelieved(t *testing.T) {
+func TestT5_F49_UpstreamIsNotBelieved(t *testing.T) {
 	uri := func(s string) *url.URL { u, _ := url.Parse(s); return u }
 	type change = func(*x509.Certificate)
 	for _, tt := range []struct {

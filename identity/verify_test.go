@@ -79,7 +79,7 @@ func TestSPIFFE10_IDAndKeyAreSigned(t *testing.T) {
 	}
 }
 
-func TestSPIFFE22_T11_OwnBundleOnly(t *testing.T) {
+func TestSPIFFE22_SPIFFE83_T11_OwnBundleOnly(t *testing.T) {
 	local := newCA(t)
 	partner := identitytest.NewCA(t, identitytest.TrustDomain(t, "partner.example"))
 	both := sourceOf(local, partner)

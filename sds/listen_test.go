@@ -56,7 +56,7 @@ func entries(t *testing.T, dir string) []string {
 	return names
 }
 
-func TestT9_SocketModes(t *testing.T) {
+func TestT9_V36_SocketModes(t *testing.T) {
 	for _, mode := range []fs.FileMode{0, 0o600, 0o660, 0o666} {
 		dir := t.TempDir()
 		old := syscall.Umask(0) // the widest, so that the permissions are ours
@@ -89,7 +89,7 @@ func TestT9_SocketModes(t *testing.T) {
 	}
 }
 
-func TestT9_SocketRefusals(t *testing.T) {
+func TestT9_V36_SPIFFE40_SocketRefusals(t *testing.T) {
 	dir := t.TempDir()
 	open := filepath.Join(dir, "open")
 	for path, mode := range map[string]fs.FileMode{open: 0o777, filepath.Join(dir, "sticky"): 0o777 | fs.ModeSticky} {

@@ -360,3 +360,18 @@ func TestSPIFFE46_Reflection(t *testing.T) {
 			"envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
 	})
 }
+
+// SPIFFE_Workload_Endpoint §5: what is not the standard's has a name of its own;
+// under the standard's there is nothing else.
+func TestSPIFFE47_NothingIsAddedToTheStandard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t)
+		k.ready()
+		for _, method := range []string{"/SpiffeWorkloadAPI/FetchPolicy", "/SpiffeWorkloadAPI/", "/SpiffeWorkloadAPI2/FetchX509SVID"} {
+			err := k.conn.Invoke(withHeader(inTime(t)), method, &workload.X509SVIDRequest{}, &workload.X509SVIDResponse{})
+			if status.Code(err) != codes.Unimplemented {
+				t.Errorf("%s: %v; want Unimplemented", method, err)
+			}
+		}
+	})
+}

@@ -130,7 +130,7 @@ func TestV20_TokenIsNeverSentToAnUnverifiedServer(t *testing.T) {
 
 // A gRPC connection cannot be had without a finished handshake, whatever the
 // rest of the package does.
-func TestV20_GRPCRefusesAConnectionWithoutTLS(t *testing.T) {
+func TestV20_V40_GRPCRefusesAConnectionWithoutTLS(t *testing.T) {
 	plain, other := net.Pipe()
 	defer func() { _, _ = plain.Close(), other.Close() }()
 	if _, _, err := (established{}).ClientHandshake(t.Context(), "", plain); err == nil {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -130,6 +131,34 @@ func TestInitNeverReplacesARoot(t *testing.T) {
 	var never *NotInitializedError
 	if _, err := Open(filepath.Join(t.TempDir(), "none"), Config{TrustDomain: td(t)}); !errors.As(err, &never) {
 		t.Errorf("a directory that is not there: %v", err)
+	}
+}
+
+// However many race to make the root, one does, and what is there then is its.
+func TestV8_OneOfManyInitsMakesTheRoot(t *testing.T) {
+	for range 4 {
+		dir := filepath.Join(t.TempDir(), "state")
+		check(t, os.Mkdir(dir, 0o700))
+		const racers = 64
+		made := make(chan string, racers)
+		begin := make(chan struct{})
+		var all sync.WaitGroup
+		for range racers {
+			all.Go(func() {
+				<-begin
+				if root, err := Init(dir, InitConfig{TrustDomain: td(t)}); err == nil {
+					made <- string(root.Raw)
+				}
+			})
+		}
+		close(begin)
+		all.Wait()
+		if len(made) != 1 {
+			t.Fatalf("%d roots were made", len(made))
+		}
+		if root := reopen(t, dir).Root(); string(root.Raw) != <-made {
+			t.Error("another root is there than the one that was announced")
+		}
 	}
 }
 

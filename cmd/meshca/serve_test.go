@@ -164,3 +164,14 @@ func newContext(t *testing.T) (context.Context, context.CancelFunc) {
 	t.Cleanup(cancel)
 	return ctx, cancel
 }
+
+func TestV27_OperationsAreOnLoopback(t *testing.T) {
+	c, _, err := newRoot().Find([]string{"serve"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, _, err := net.SplitHostPort(c.Flags().Lookup("ops-listen").DefValue)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		t.Errorf("by default operations are served on %q", host)
+	}
+}

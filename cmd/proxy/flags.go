@@ -14,6 +14,7 @@ import (
 type settings struct {
 	inbound  []proxy.Inbound
 	outbound []proxy.Outbound
+	socket   string
 	modes    *fixedModes // nil: what the agent says holds
 }
 
@@ -23,8 +24,6 @@ func (o *options) parse() (settings, error) {
 	switch {
 	case len(o.inbound)+len(o.outbound) == 0:
 		return s, cli.Usagef("there is nothing to do; give --inbound, --outbound or both")
-	case o.socket == "":
-		return s, cli.Usagef("--socket is empty; it is where the certificate comes from")
 	case o.pprof && o.opsListen == "":
 		return s, cli.Usagef("--pprof is served on --ops-listen, which is empty; give an address or leave --pprof out")
 	case o.detectionTime <= 0 || o.handshakeTime <= 0 || o.drainTime <= 0:
@@ -46,13 +45,16 @@ func (o *options) parse() (settings, error) {
 		}
 		s.outbound = append(s.outbound, out)
 	}
+	var err error
+	if s.socket, err = o.agentSocket(); err != nil {
+		return s, err
+	}
 	if !o.fixed {
 		if len(o.portModes) > 0 {
 			return s, cli.Usagef("--port-mode goes with --mode; without that the agent's policies decide, ports and all")
 		}
 		return s, nil
 	}
-	var err error
 	s.modes, err = parseModes(o.mode, o.portModes)
 	return s, err
 }

@@ -329,3 +329,31 @@ func dialTLS(address string, conf *tls.Config) (net.Conn, error) {
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 20 * time.Second}, Config: conf}
 	return d.Dial("tcp", address)
 }
+
+func TestSPIFFE44_SocketOfTheEnvironment(t *testing.T) {
+	for _, tt := range []struct {
+		name, env, flag string
+		given           bool
+		want, refused   string
+	}{
+		{name: "nothing said", want: "agent.sock"},
+		{name: "the variable", env: "unix:///run/meshca/agent.sock", want: "/run/meshca/agent.sock"},
+		{name: "without slashes", env: "unix:/run/meshca/agent.sock", want: "/run/meshca/agent.sock"},
+		{name: "the flag first", env: "unix:///run/x", flag: "y.sock", given: true, want: "y.sock"},
+		{name: "relative", env: "unix:run/x", refused: "absolute path"},
+		{name: "an authority", env: "unix://run/x", refused: "absolute path"},
+		{name: "a query", env: "unix:///run/x?y", refused: "absolute path"},
+		{name: "a path alone", env: "/run/x", refused: "absolute path"},
+		{name: "TCP", env: "tcp://127.0.0.1:8000", refused: "Unix socket only"},
+		{name: "no URI", env: "unix://%zz", refused: "no URI"},
+		{name: "an empty flag", env: "unix:///run/x", given: true, refused: "--socket is empty"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Setenv("SPIFFE_ENDPOINT_SOCKET", tt.env)
+			got, err := (&options{socket: tt.flag, socketGiven: tt.given}).agentSocket()
+			if got != tt.want || (err != nil) != (tt.refused != "") || err != nil && !strings.Contains(err.Error(), tt.refused) {
+				t.Errorf("%q, %v; want %q, %q", got, err, tt.want, tt.refused)
+			}
+		})
+	}
+}

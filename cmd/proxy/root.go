@@ -20,6 +20,7 @@ type options struct {
 	fixed             bool // --mode was given
 	portModes         []string
 	socket            string
+	socketGiven       bool
 	detectionTime     time.Duration
 	handshakeTime     time.Duration
 	drainTime         time.Duration
@@ -64,6 +65,7 @@ SIGTERM stops accepting and gives open connections --drain-time to end.`,
 				fmt.Fprintln(c.OutOrStdout(), "proxy "+cli.Version())
 				return nil
 			}
+			o.socketGiven = c.Flags().Changed("socket")
 			o.fixed = c.Flags().Changed("mode")
 			return o.log.Run(c, func(ctx context.Context, log *slog.Logger) error { return run(ctx, o, log) })
 		},
@@ -73,7 +75,7 @@ SIGTERM stops accepting and gives open connections --drain-time to end.`,
 	f.StringArrayVar(&o.outbound, "outbound", nil, "LISTEN=TARGET,SPIFFE-ID: listen for the workload on LISTEN (loopback), carry to TARGET, which must be SPIFFE-ID; repeat it for more")
 	f.StringVar(&o.mode, "mode", "", "the mode of every app port, instead of the agent's policies: STRICT, PERMISSIVE or DISABLE")
 	f.StringArrayVar(&o.portModes, "port-mode", nil, "PORT=MODE: with --mode, another mode for one app port; repeat it for more")
-	f.StringVar(&o.socket, "socket", "agent.sock", "the agent's socket")
+	f.StringVar(&o.socket, "socket", "", "the agent's socket; by default that of SPIFFE_ENDPOINT_SOCKET, or else agent.sock")
 	f.DurationVar(&o.detectionTime, "detection-time", proxy.DefaultDetectionTime, "how long a PERMISSIVE port waits for a client's first byte before it dials the app; detection goes on after that")
 	f.DurationVar(&o.handshakeTime, "handshake-time", proxy.DefaultHandshakeTime, "how long a TLS handshake may take")
 	f.DurationVar(&o.drainTime, "drain-time", proxy.DefaultDrainTime, "how long open connections may go on after SIGTERM")

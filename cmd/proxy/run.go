@@ -24,11 +24,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	metrics := ops.NewRegistry()
-	source, err := client.New(client.Config{Socket: o.socket, Log: log})
+	source, err := client.New(client.Config{Socket: s.socket, Log: log})
 	if err != nil {
 		return err
 	}
-	policies, err := client.NewPolicy(client.Config{Socket: o.socket, Log: log})
+	policies, err := client.NewPolicy(client.Config{Socket: s.socket, Log: log})
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			log.Warn("--port-mode names a port that no --inbound leads to", "port", port)
 		}
 	}
-	log.Info("starting", "version", cli.Version(), "socket", o.socket, "modes", s.modesFrom(), "ops", operations.Address())
+	log.Info("starting", "version", cli.Version(), "socket", s.socket, "modes", s.modesFrom(), "ops", operations.Address())
 	g.Go(func() error {
 		defer stop()
 		running, cancel := context.WithCancel(gctx) // ends with ctx, and if operations cannot be served

@@ -65,7 +65,39 @@ func TestT18_ReadinessIsNotLiveness(t *testing.T) {
 	}
 }
 
-func TestProfilesOnlyWhenAskedFor(t *testing.T) {
+// Nothing can be changed here, and nothing else is here.
+func TestV35_OperationsOnlyRead(t *testing.T) {
+	l, err := ops.Open("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.Serve(ctx, config(nil)) }()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH"} {
+		for _, path := range []string{"/livez", "/readyz", "/metrics", "/quitquitquit", "/shutdown", "/"} {
+			req, err := http.NewRequestWithContext(ctx, method, "http://"+l.Address()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusMethodNotAllowed && resp.StatusCode != http.StatusNotFound {
+				t.Errorf("%s %s: %d", method, path, resp.StatusCode)
+			}
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestV27_ProfilesOnlyWhenAskedFor(t *testing.T) {
 	c := config(nil)
 	if codes, _ := get(t, c, "/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline"); codes[0] != 404 || codes[1] != 404 || codes[2] != 404 {
 		t.Errorf("pprof answers without having been asked for: %v", codes)
