@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"slices"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -68,5 +69,25 @@ func TestV3_BadCertificatesOpenNoCall(t *testing.T) {
 		if who := h.gate.last(); who != nil {
 			t.Errorf("%s: it was worked on, for %v", p.Name, who.LogValue())
 		}
+	}
+}
+
+// A client's Certificate message of 10 MiB ends its connection, and nobody
+// else's.
+func TestV61_CertificateMessageOf10MiB(t *testing.T) {
+	h := start(t, func(s *settings) { s.byCert = []string{cartURI} })
+	good := h.svid(t)
+	monster := *good
+	monster.Certificate = append(slices.Clip(good.Certificate), make([]byte, 10<<20))
+	conf := h.clientTLS()
+	conf.NextProtos = []string{"h2"}
+	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &monster, nil }
+	conn, err := tls.Dial("tcp", h.address, conf)
+	if err == nil {
+		_ = conn.Close()
+		t.Error("all of it was taken")
+	}
+	if _, err := h.create(t, h.good(t), &istio.IstioCertificateRequest{Csr: newCSR(t, catest.NewKey(t), nil)}); err != nil {
+		t.Errorf("a good client, afterwards: %v", err)
 	}
 }
