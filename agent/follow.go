@@ -31,6 +31,7 @@ func (a *Agent) keepBundle(ctx context.Context) {
 		Token:   a.conf.Token,
 		Apply:   a.apply,
 		Removed: a.removed,
+		Refused: a.refused,
 		Connected: func(is bool) {
 			a.setConnected(is)
 			if is {
@@ -74,6 +75,20 @@ func (a *Agent) setConnected(is bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.connected = is
+}
+
+// refused is told of each response that was refused, and says so once for each
+// reason: the CA's log has it too, but who looks for it looks here first.
+func (a *Agent) refused(why error) {
+	a.metrics.bundles.WithLabelValues("nack").Inc()
+	a.mu.Lock()
+	before := a.state.refused
+	a.state.refused = why.Error()
+	a.mu.Unlock()
+	if before == why.Error() {
+		return
+	}
+	a.conf.Log.Error("refusing what the CA sends; what is in use stays", "reason", why.Error())
 }
 
 // removed is told when the CA no longer knows the workload. What we hold stays:

@@ -41,7 +41,7 @@ func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
 		}, []string{"result"}),
 		bundles: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshca_agent_bundle_updates_total",
-			Help: "Bundles that the CA sent, by whether they were taken (ack) or refused (nack).",
+			Help: "Messages of the CA with bundle and policy, by whether they were taken (ack) or refused, if only in part (nack).",
 		}, []string{"result"}),
 	}
 	for _, result := range results() {
@@ -71,6 +71,14 @@ func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
 		gauge("meshca_agent_bundle_sequence",
 			"Sequence of the trust bundle in use; 0 until the CA's stream brought one.",
 			func(s *state) float64 { return float64(s.sequence()) }),
+		gauge("meshca_agent_policy_version",
+			"Version of the policy in use; 0 while there is none, or none that is known.",
+			func(s *state) float64 {
+				if s.policy == nil {
+					return 0
+				}
+				return float64(s.policy.Version)
+			}),
 		gauge("meshca_agent_ca_connected",
 			"1 while a stream to a CA is open.",
 			func(s *state) float64 { return number(s.connected) }),

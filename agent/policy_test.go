@@ -64,7 +64,7 @@ func TestT10_F69_OlderPolicyIsRefusedAndAnotherCAAsked(t *testing.T) {
 }
 
 // What a CA does not know takes nothing away, the same under another version is
-// nothing to refuse, and a refused policy brings no bundle in either.
+// nothing to refuse, and a policy that is refused does not keep a bundle out.
 func TestT10_PolicyStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -89,6 +89,8 @@ func TestT10_PolicyStays(t *testing.T) {
 		if err := send(r.ca.Workload(1)); err != nil || r.state().Policy != nil {
 			t.Fatalf("before there is a policy: %v, %+v", err, r.state().Policy)
 		}
+		const none = 1 << 40
+		sequence := uint64(1)
 		for _, tt := range []struct {
 			name    string
 			version uint64
@@ -98,7 +100,8 @@ func TestT10_PolicyStays(t *testing.T) {
 			now     policy.Mode
 		}{
 			{"the first", 5, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
-			{"not known", 0, 0, false, 5, policy.Strict},
+			{"not sent", none, 0, false, 5, policy.Strict},
+			{"not known", 0, meshcav1.Mode_MODE_DISABLE, false, 5, policy.Strict},
 			{"older, the same", 4, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
 			{"newer, the same", 6, meshcav1.Mode_MODE_STRICT, false, 6, policy.Strict},
 			{"the same version, other content", 6, meshcav1.Mode_MODE_DISABLE, true, 6, policy.Strict},
@@ -106,17 +109,18 @@ func TestT10_PolicyStays(t *testing.T) {
 			{"newer, other content", 7, meshcav1.Mode_MODE_PERMISSIVE, false, 7, policy.Permissive},
 		} {
 			w := r.policyMessage(tt.version, tt.mode)
-			if tt.version == 0 {
+			if tt.version == none {
 				w.Policy = nil
 			}
 			if tt.refused {
-				w.Bundle.Sequence = 99 // must not come in with it
+				sequence++ // comes in beside it
 			}
+			w.Bundle.Sequence = sequence
 			if err := send(w); (err != nil) != tt.refused {
 				t.Errorf("%s: %v", tt.name, err)
 			}
 			s := r.state()
-			if s.Policy.Version != tt.held || s.Policy.Mode != tt.now || s.Bundle.Sequence() == 99 {
+			if s.Policy.Version != tt.held || s.Policy.Mode != tt.now || s.Bundle.Sequence() != sequence {
 				t.Errorf("%s: version %d, %v, bundle %d", tt.name, s.Policy.Version, s.Policy.Mode, s.Bundle.Sequence())
 			}
 		}

@@ -26,6 +26,7 @@ type state struct {
 	bundle    *identity.Bundle
 	streamed  bool             // bundle came over the stream
 	policy    *policy.Resolved // the newest that a CA knew; nil before there was one
+	refused   string           // why the last response was; empty if it was not
 	denied    error
 	connected bool
 
@@ -163,11 +164,12 @@ func believable(svid *identity.SVID, bundle *identity.Bundle, now time.Time) err
 // apply takes over what the CA's stream says, or refuses it.
 func (a *Agent) apply(w wire.Workload) error {
 	lines, err := a.takeOver(w)
-	result := "ack"
-	if err != nil {
-		result = "nack"
+	if err == nil {
+		a.metrics.bundles.WithLabelValues("ack").Inc()
+		a.mu.Lock()
+		a.state.refused = ""
+		a.mu.Unlock()
 	}
-	a.metrics.bundles.WithLabelValues(result).Inc()
 	for _, l := range lines {
 		a.say(l)
 	}
@@ -185,8 +187,12 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	if err := s.newer(w.Bundle); err != nil {
 		return nil, err
 	}
-	if s.policy != nil && w.Policy != nil && !s.policy.Follows(*w.Policy) {
-		return nil, &PolicyError{Held: *s.policy, Got: *w.Policy}
+	// Each half is taken for itself: a policy that has to be refused must not keep
+	// the mesh's authorities from coming in.
+	var refused error
+	if s.policy != nil && w.Policy != nil && w.Policy.Version != 0 && !s.policy.Follows(*w.Policy) {
+		refused = &PolicyError{Held: *s.policy, Got: *w.Policy}
+		w.Policy = nil
 	}
 	changed := s.bundle == nil || !s.bundle.Equal(w.Bundle)
 	s.bundle, s.streamed = w.Bundle, true
@@ -203,7 +209,7 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 			"sequence", w.Bundle.Sequence(), "authorities", len(w.Bundle.Authorities())}})
 	}
 	if s.svid == nil {
-		return lines, nil
+		return lines, refused
 	}
 	switch {
 	case changed && s.valid(now) && believable(s.svid, s.bundle, now) != nil:
@@ -213,10 +219,10 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	case !w.RenewAt.IsZero() && !w.RenewAt.Equal(s.obeyed) && w.RenewAt.Before(s.term.renewAt):
 		s.obeyed, s.term.renewAt = w.RenewAt, w.RenewAt
 	default:
-		return lines, nil
+		return lines, refused
 	}
 	a.wakeUp()
-	return lines, nil
+	return lines, refused
 }
 
 // takePolicyLocked takes over a policy that may take the place of the one in use,

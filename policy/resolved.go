@@ -2,20 +2,32 @@ package policy
 
 import "maps"
 
+// Revision rises when the same policies come to another decision than in an older
+// version of this package, so that whoever numbers decisions gives them a new one.
+const Revision = 1
+
 // Resolved is the decision about one workload as it is handed on: from who knows
 // the policies to who enforces them.
 type Resolved struct {
 	// Version rises with every change of any policy of the mesh. It orders decisions;
-	// two with the same content may have different versions.
+	// two with the same content may have different versions. Zero is no version:
+	// whoever resolved it does not know the policies, the Result is STRICT by
+	// LevelClosed, and it is for those who never had another.
 	Version uint64
 	Result
+}
+
+// Unresolved is what holds where nobody knows the policies and there never was a
+// decision.
+func Unresolved() Resolved {
+	return Resolved{Result: Result{Mode: Strict, Source: Source{Level: LevelClosed}}}
 }
 
 // Follows reports whether next may take r's place: it is newer, or says the
 // same. Whatever else has an older or an equal version comes from somebody who is
 // behind, and could open what was closed since.
 func (r Resolved) Follows(next Resolved) bool {
-	return next.Version > r.Version || next.Equal(r.Result)
+	return r.Version == 0 || next.Version > r.Version || next.Equal(r.Result)
 }
 
 // Decided puts a Result together from what [Result.PortLevel] and its fields said

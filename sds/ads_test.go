@@ -121,11 +121,33 @@ func TestT10_ProxyIsToldThePolicy(t *testing.T) {
 // starts with the newest.
 func TestProxyComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := start(t)
-		k.feed.Publish(State{SVID: k.ca.SVID(t, mustID(t, cartID)), Bundle: newBundle(t, k.ca, 1), Policy: resolved(7, policy.Strict)})
-		for range 3 {
-			if w, _ := k.ads(inTime(t), everything()).next(); w.Policy.Version != 7 {
-				t.Errorf("%+v", w.Policy)
+		ca := identitytest.NewCA(t, identitytest.TrustDomain(t, "example.org"))
+		svid, bundle := ca.SVID(t, mustID(t, cartID)), newBundle(t, ca, 1)
+		have := ""
+		for _, tt := range []struct {
+			policy *policy.Resolved // of an agent that has just started
+			sent   bool
+		}{
+			{resolved(7, policy.Permissive), true},
+			{resolved(7, policy.Permissive), false},
+			{resolved(8, policy.Strict), true}, // the first state of that process too
+		} {
+			k := start(t)
+			k.feed.Publish(State{SVID: svid, Bundle: bundle, Policy: tt.policy})
+			req := everything()
+			if have != "" {
+				req.InitialResourceVersions = map[string]string{cartID: have, "gone": "1"}
+			}
+			stream := k.ads(inTime(t), req)
+			resp, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if sent := len(resp.GetResources()) == 1; sent != tt.sent {
+				t.Errorf("having %q of version %d: sent %v", have, tt.policy.Version, sent)
+			}
+			for _, r := range resp.GetResources() {
+				have = r.GetVersion()
 			}
 		}
 	})

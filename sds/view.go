@@ -265,11 +265,13 @@ func (v *view) encodeResource(s State) error {
 	if s.SVID == nil || v.bundle == nil {
 		return nil
 	}
-	content, _, err := wire.Workload{ID: s.SVID.ID(), Bundle: v.bundle, Policy: s.Policy}.Marshal()
+	content, hash, err := wire.Workload{ID: s.SVID.ID(), Bundle: v.bundle, Policy: s.Policy}.Marshal()
 	if err != nil {
 		return err
 	}
-	v.workload = &discovery.Resource{Name: s.SVID.ID().String(), Version: version(v.number), Resource: content}
+	// Not the view's number: whoever comes back after our restart names the version
+	// that it has, and the same number would mean another content.
+	v.workload = &discovery.Resource{Name: s.SVID.ID().String(), Version: fmt.Sprintf("%x", hash[:8]), Resource: content}
 	return nil
 }
 

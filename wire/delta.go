@@ -23,6 +23,7 @@ type Delta struct {
 	begun    bool
 	wildcard bool
 	named    bool
+	asked    bool     // since the last Next
 	sent     string   // version that the client has, or was sent; empty: none
 	removed  []string // to be answered as not there
 
@@ -69,6 +70,7 @@ func (d *Delta) Request(req *discovery.DeltaDiscoveryRequest) (*Verdict, error) 
 	}
 	first := !d.begun
 	d.begun = true
+	d.asked = d.asked || first || len(req.GetResourceNamesSubscribe())+len(req.GetResourceNamesUnsubscribe()) > 0
 	if first && len(req.GetResourceNamesSubscribe()) == 0 {
 		d.wildcard = true
 	}
@@ -134,12 +136,16 @@ func (d *Delta) answered(req *discovery.DeltaDiscoveryRequest) *Verdict {
 // Wanted reports whether the client is subscribed to the resource.
 func (d *Delta) Wanted() bool { return d.wildcard || d.named }
 
+// Pending reports whether [Delta.Next] may have something to send although the
+// resource has not changed: the client has asked for something.
+func (d *Delta) Pending() bool { return len(d.removed) > 0 || d.asked }
+
 // Next returns what is to be sent now that r is what the resource has become;
 // nil if nothing is. What was sent counts as held even if it is NACKed: the same
 // again would be NACKed again.
 func (d *Delta) Next(r *discovery.Resource) *discovery.DeltaDiscoveryResponse {
 	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: TypeURL, RemovedResources: d.removed}
-	d.removed = nil
+	d.removed, d.asked = nil, false
 	version := ""
 	if d.Wanted() && r.GetVersion() != d.sent {
 		resp.Resources = []*discovery.Resource{r}

@@ -25,7 +25,7 @@ const TypeURL = "type.googleapis.com/meshca.v1.Workload"
 // What one resource may hold, checked before it is looked at.
 const (
 	maxAuthority  = 16 << 10 // bytes of one authority's certificate
-	maxPorts      = 1 << 10  // with a mode of their own
+	maxPorts      = 1 << 16  // with a mode of their own: as many as a policy can name
 	maxSourceName = 253      // bytes of a namespace or a name, as the API server has it
 )
 
@@ -162,7 +162,9 @@ func parseBundle(td identity.TrustDomain, msg *meshcav1.Bundle) (*identity.Bundl
 // known is not among those: it may be a newer version's, and is STRICT.
 func parsePolicy(msg *meshcav1.Policy) (*policy.Resolved, error) {
 	if msg.GetVersion() == 0 {
-		return nil, errors.New("the policy has no version")
+		// The sender does not know the policies. What else it says is not looked at.
+		unresolved := policy.Unresolved()
+		return &unresolved, nil
 	}
 	if n := len(msg.GetPorts()); n > maxPorts {
 		return nil, fmt.Errorf("the policy, version %d, names %d ports; at most %d are taken", msg.GetVersion(), n, maxPorts)

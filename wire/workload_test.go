@@ -89,14 +89,13 @@ func TestT10_PolicyIsJudged(t *testing.T) {
 	td := identitytest.TrustDomain(t, "cluster.local")
 	many := make([]*meshcav1.Port, maxPorts+1)
 	for i := range many {
-		many[i] = &meshcav1.Port{Number: uint32(i + 1)}
+		many[i] = &meshcav1.Port{Number: 1}
 	}
 	long := strings.Repeat("a", maxSourceName+1)
 	for name, tt := range map[string]struct {
 		policy *meshcav1.Policy
 		want   string // in the error
 	}{
-		"no version":     {&meshcav1.Policy{Mode: meshcav1.Mode_MODE_DISABLE}, "no version"},
 		"port 0":         {&meshcav1.Policy{Version: 1, Ports: []*meshcav1.Port{{Number: 0}}}, "port 0"},
 		"port 65536":     {&meshcav1.Policy{Version: 1, Ports: []*meshcav1.Port{{Number: 65536}}}, "port 65536"},
 		"port twice":     {&meshcav1.Policy{Version: 1, Ports: []*meshcav1.Port{{Number: 80}, {Number: 80, Mode: meshcav1.Mode_MODE_DISABLE}}}, "twice"},
@@ -109,6 +108,11 @@ func TestT10_PolicyIsJudged(t *testing.T) {
 		if w, err := Parse(td, pack(t, msg)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %+v, %v; want an error with %q", name, w, err, tt.want)
 		}
+	}
+	unknown := seed(t)
+	unknown.Policy = &meshcav1.Policy{Mode: meshcav1.Mode_MODE_DISABLE, Ports: []*meshcav1.Port{{Number: 80, Mode: meshcav1.Mode_MODE_DISABLE}}}
+	if w, err := Parse(td, pack(t, unknown)); err != nil || w.Policy.Version != 0 || w.Policy.ForPort(80) != policy.Strict || w.Policy.Source.Level != policy.LevelClosed {
+		t.Errorf("without a version: %+v, %v; want STRICT, as where nothing is known", w.Policy, err)
 	}
 	msg := seed(t)
 	msg.Policy = &meshcav1.Policy{Version: 1, Mode: 99, Ports: []*meshcav1.Port{{Number: 80, Mode: 98}, {Number: 81}, {Number: 82, Mode: meshcav1.Mode_MODE_DISABLE}}}

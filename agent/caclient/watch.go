@@ -33,6 +33,8 @@ type Watch struct {
 	Apply func(wire.Workload) error
 	// Removed is told that the CA no longer has a resource; may be nil.
 	Removed func(name string)
+	// Refused is told why a response was refused; may be nil.
+	Refused func(error)
 	// Connected is told of each stream's beginning and end; may be nil.
 	Connected func(bool)
 
@@ -109,6 +111,9 @@ func (c *Client) follow(ctx context.Context, l *link, w *Watch) error {
 			return err
 		}
 		refusal := c.accept(w, resp)
+		if refusal != nil && w.Refused != nil {
+			w.Refused(refusal)
+		}
 		if err := stream.Send(reply(resp, refusal)); err != nil {
 			continue // Recv says why
 		}

@@ -74,6 +74,8 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 	requests, ended := receive(stream)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var changed changes
+	look := true // at what there is to send
 	for {
 		now := a.s.now()
 		if !now.Before(end) {
@@ -81,14 +83,18 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 		}
 		// Never one long timer: it would stand still while the machine sleeps.
 		timer.Reset(min(tick, end.Sub(now)))
-		resource, changed, err := a.resource(who)
-		if err != nil {
-			return err
-		}
-		if resp := d.Next(resource); resp != nil {
-			if err := stream.Send(resp); err != nil {
-				return gone(err)
+		if look {
+			var resource *discovery.Resource
+			var err error
+			if resource, changed, err = a.resource(who); err != nil {
+				return err
 			}
+			if resp := d.Next(resource); resp != nil {
+				if err := stream.Send(resp); err != nil {
+					return gone(err)
+				}
+			}
+			look = false
 		}
 		select {
 		case err := <-ended:
@@ -97,16 +103,22 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 			}
 			return readError(err)
 		case req := <-requests:
-			if !allowed.spend(a.s.now()) {
-				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
-			}
 			verdict, err := d.Request(req)
 			if err != nil {
 				return &callError{codes.InvalidArgument, err}
 			}
+			// An answer that is awaited costs the agent nothing: how many there are is
+			// for us to say.
+			awaited := verdict != nil && verdict.Answer != wire.Stale
+			if !awaited && !allowed.spend(a.s.now()) {
+				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
+			}
 			a.note(stream, who, verdict)
+			look = d.Pending()
 		case <-changed.bundle:
+			look = true
 		case <-changed.policy:
+			look = true
 		case <-timer.C:
 		case <-a.s.draining:
 			return nil

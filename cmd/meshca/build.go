@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,6 +99,9 @@ func build(c config, file *conf.File, o serveOptions, log *slog.Logger, metrics 
 	return p, nil
 }
 
+// policyRecord is the file in the state directory that keeps the policies' version.
+const policyRecord = "policy.json"
+
 // addPolicies makes what says which policy holds, if there are any.
 func (p *parts) addPolicies(c config, o serveOptions, log *slog.Logger, metrics prometheus.Registerer) (err error) {
 	if o.policyDir == "" {
@@ -107,7 +111,10 @@ func (p *parts) addPolicies(c config, o serveOptions, log *slog.Logger, metrics 
 	if err != nil {
 		return err
 	}
-	p.policies, err = filepolicy.New(filepolicy.Config{Policies: p.policyDir, LabelsFile: o.labelsFile, Log: log})
+	p.policies, err = filepolicy.New(filepolicy.Config{
+		Policies: p.policyDir, LabelsFile: o.labelsFile, Record: filepath.Join(o.stateDir, policyRecord),
+		Now: time.Now, Log: log, Metrics: metrics,
+	})
 	return err
 }
 

@@ -78,7 +78,7 @@ func loadManifests(stdin io.Reader, paths []string) (*manifests, error) {
 			}
 		}
 		for _, file := range files {
-			data, _, err := policydir.ReadFile(file, maxManifestFile)
+			data, err := policydir.ReadFile(file, maxManifestFile)
 			if err != nil {
 				return nil, fmt.Errorf("reading policies: %w", err)
 			}

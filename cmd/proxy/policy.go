@@ -1,6 +1,8 @@
 package main
 
 import (
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/meshca/meshca/cmd/internal/agentpolicy"
 	"github.com/meshca/meshca/proxy"
 	"github.com/meshca/meshca/sds/client"
@@ -27,4 +29,18 @@ func modesOf(s settings, agent *client.PolicySource) proxy.Policy {
 		return agentpolicy.Policy{Agent: agent}
 	}
 	return nil
+}
+
+// registerPolicy adds what tells a proxy that is behind from one that is not.
+func registerPolicy(metrics prometheus.Registerer, agent *client.PolicySource) error {
+	return metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshca_proxy_policy_version",
+		Help: "Version of the policy in force, as the CA's meshca_policy_version; 0 while there is none, or none that is known.",
+	}, func() float64 {
+		p, err := agent.Policy()
+		if err != nil {
+			return 0
+		}
+		return float64(p.Version)
+	}))
 }

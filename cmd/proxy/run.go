@@ -33,6 +33,11 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	modes := modesOf(s, policies)
+	if s.live() {
+		if err := registerPolicy(metrics, policies); err != nil {
+			return err
+		}
+	}
 	p, err := build(s, o, source, modes, log, metrics)
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // List returns the names of the policy files in a directory, sorted: those that end
@@ -35,36 +34,25 @@ func List(dir string) ([]string, error) {
 	return names, nil
 }
 
-// ReadFile reads a regular file of at most so many bytes. It also returns when the
-// file was last changed, as its file system has it: that, unlike the time of
-// modification, nobody can set back.
-func ReadFile(path string, most int) (content []byte, changed time.Time, err error) {
+// ReadFile reads a regular file of at most so many bytes.
+func ReadFile(path string, most int) ([]byte, error) {
 	// Without O_NONBLOCK, opening a FIFO would wait for a writer without end.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, time.Time{}, fmt.Errorf("reading %q: it is not a regular file", path)
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("reading %q: it is not a regular file", path)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, err
 	}
 	if len(b) > most {
-		return nil, time.Time{}, fmt.Errorf("reading %q: it has more than %d bytes", path, most)
+		return nil, fmt.Errorf("reading %q: it has more than %d bytes", path, most)
 	}
-	return b, changeTime(info), nil
-}
-
-func changeTime(info os.FileInfo) time.Time {
-	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return time.Unix(s.Ctim.Unix())
-	}
-	return info.ModTime()
+	return b, nil
 }

@@ -29,6 +29,9 @@ const (
 	// removal is how long a file must be away before its policies go. Many programs
 	// replace a file by removing it first, and nothing must be open in between.
 	removal = 200 * time.Millisecond
+	// refill is how long a directory that took the place of another must have stood
+	// still before what is missing from it counts: until then it may be filling.
+	refill = 2 * time.Second
 )
 
 // keeper knows what each file of the directory last said, and what is in force. It
@@ -37,9 +40,10 @@ type keeper struct {
 	dir      string
 	files    map[string]*file
 	place    os.FileInfo // of the directory that the files were in
+	replaced bool        // by another directory, which may not be filled yet
+	stirred  time.Time   // when a file last came or changed
 	problem  error       // with the directory as a whole
 	complete bool        // every file of the directory has been good, at one time
-	newest   time.Time   // the last change of the directory or of a file in it
 	inForce  []policy.Policy
 }
 
@@ -92,6 +96,7 @@ func (k *keeper) scan(now time.Time) (changed bool, again time.Duration) {
 		if f == nil {
 			f = &file{name: name, since: now, waiting: now}
 			k.files[name] = f
+			k.stirred = now
 		}
 		due, size := k.look(f, now, total)
 		total += size
@@ -107,12 +112,15 @@ func (k *keeper) scan(now time.Time) (changed bool, again time.Duration) {
 		if f.absent.IsZero() {
 			f.absent = now
 		}
-		if left := removal - now.Sub(f.absent); left > 0 {
+		if left := k.untilGone(f, now); left > 0 {
 			wait(left)
 			continue
 		}
 		delete(k.files, name)
 		judge = true
+	}
+	if k.replaced && now.Sub(k.stirred) >= refill {
+		k.replaced = false
 	}
 	if judge {
 		k.judge()
@@ -137,24 +145,33 @@ func (k *keeper) list() ([]string, error) {
 		// remove all policies removes the files.
 		return nil, fmt.Errorf("reading the policies: %q has been replaced by an empty directory", k.dir)
 	}
+	if k.place != nil && !os.SameFile(place, k.place) {
+		k.replaced = true
+	}
 	k.place = place
-	k.change(changeTime(place))
 	return names, nil
 }
 
-// change notes when something was changed. A file that goes takes its time with
-// it, but leaves that of the directory.
-func (k *keeper) change(at time.Time) {
-	if at.After(k.newest) {
-		k.newest = at
+// untilGone is how long a file that is away still has to be until its policies
+// go.
+func (k *keeper) untilGone(f *file, now time.Time) time.Duration {
+	if k.replaced {
+		return refill - now.Sub(latest(f.absent, k.stirred))
 	}
+	return removal - now.Sub(f.absent)
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // look reads a file. It returns whether there is something new to judge, and the
 // size.
 func (k *keeper) look(f *file, now time.Time, total int) (due bool, size int) {
-	data, changed, err := ReadFile(filepath.Join(k.dir, f.name), maxFile)
-	k.change(changed)
+	data, err := ReadFile(filepath.Join(k.dir, f.name), maxFile)
 	if err == nil && total+len(data) > maxBytes {
 		err = fmt.Errorf("all files together have more than %d bytes", maxBytes)
 	}
@@ -164,6 +181,7 @@ func (k *keeper) look(f *file, now time.Time, total int) (due bool, size int) {
 	}
 	if seen != f.seen || !f.absent.IsZero() && f.waiting.IsZero() {
 		f.seen, f.since = seen, now
+		k.stirred = now
 		if f.waiting.IsZero() {
 			f.waiting = now
 		}

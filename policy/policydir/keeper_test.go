@@ -201,7 +201,19 @@ func TestT10_DirectoryGone(t *testing.T) {
 	b.rest()
 	b.want("shop/default STRICT")
 	b.broken("policies", true, "replaced by an empty directory")
+	// It fills slowly; what has not come yet is not taken for removed.
 	b.write("bank.yaml", pa("bank", "default", "DISABLE"))
+	b.rest()
+	b.want("bank/default DISABLE", "shop/default STRICT")
+	b.pass(refill / 2)
+	b.write("pay.yaml", pa("pay", "default", "DISABLE"))
+	b.rest()
+	b.pass(refill / 2)
+	b.want("bank/default DISABLE", "pay/default DISABLE", "shop/default STRICT")
+	b.pass(refill)
+	b.want("bank/default DISABLE", "pay/default DISABLE")
+	// From then on it is a directory like any other.
+	b.remove("pay.yaml")
 	b.rest()
 	b.want("bank/default DISABLE")
 }

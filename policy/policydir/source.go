@@ -45,13 +45,12 @@ type Snapshot struct {
 	// Version is 0 before the directory has been read, and rises with each snapshot
 	// of this process. It means nothing to another process.
 	Version uint64
-	// Changed is when the directory or a file in it had last been changed, as their
-	// file system has it. It never falls, and is the same to the next process.
-	Changed time.Time
 	// Set decides. It is never nil to a caller's harm: a nil Set decides STRICT.
 	Set *policy.Set
 	// Policies are those in the Set, sorted by [policy.Compare].
 	Policies []policy.Policy
+	// Files counts the files that there are, whatever is in them.
+	Files int
 	// Broken are the files whose content is not in force, and the directory itself
 	// if it could not be read.
 	Broken []*FileError
@@ -111,6 +110,9 @@ func New(c Config) (*Source, error) {
 	}
 	return s, nil
 }
+
+// RootNamespace returns the one that the Source was made with.
+func (s *Source) RootNamespace() string { return s.c.RootNamespace }
 
 // Snapshot returns what is in force, never nil, and a channel that is closed when
 // there is a newer snapshot.
@@ -189,7 +191,7 @@ func (s *Source) publish() {
 	if !s.keeper.complete && len(broken) == 0 {
 		return // still settling for the first time
 	}
-	next := &Snapshot{Version: s.snapshot.Version + 1, Changed: s.keeper.newest, Policies: s.keeper.inForce, Broken: broken}
+	next := &Snapshot{Version: s.snapshot.Version + 1, Policies: s.keeper.inForce, Files: len(s.keeper.files), Broken: broken}
 	if s.keeper.complete {
 		next.Set = policy.New(next.Policies, s.c.RootNamespace)
 	} else {

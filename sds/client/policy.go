@@ -141,13 +141,13 @@ func (s *PolicySource) accept(resp *discovery.DeltaDiscoveryResponse) error {
 // that is.
 func (s *PolicySource) take(p *policy.Resolved) error {
 	if p == nil {
-		s.lost(errors.New("the agent has none: either the CA was given no policies, or the agent has not reached it yet"))
+		s.lost(errors.New("the agent has none: the CA was given no policies, or the agent has not reached it yet, or refuses what it sends; the agent's log says which"))
 		return nil
 	}
 	s.mu.Lock()
 	held := s.held
 	switch {
-	case held != nil && !held.Follows(*p):
+	case held != nil && p.Version != 0 && !held.Follows(*p):
 		s.mu.Unlock()
 		return fmt.Errorf("the policy has version %d (%v, %v); version %d (%v, %v) is in force already",
 			p.Version, p.Mode, p.Source, held.Version, held.Mode, held.Source)

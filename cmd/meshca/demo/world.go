@@ -141,7 +141,10 @@ func (w *world) startPolicies(ctx context.Context, g *errgroup.Group, log *slog.
 	if err != nil {
 		return nil, err
 	}
-	source, err := filepolicy.New(filepolicy.Config{Policies: dir, LabelsFile: labels, Log: log})
+	source, err := filepolicy.New(filepolicy.Config{
+		Policies: dir, LabelsFile: labels, Record: filepath.Join(w.dir, "policy.json"),
+		Now: time.Now, Log: log, Metrics: prometheus.NewRegistry(),
+	})
 	if err != nil {
 		return nil, err
 	}
