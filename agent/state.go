@@ -202,7 +202,7 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	}
 	if newPolicy {
 		lines = append(lines, line{slog.LevelInfo, "policy taken over", []any{
-			"version", s.policy.Version, "mode", s.policy.Mode.String(), "source", s.policy.Source.String()}})
+			"version", s.policy.Version, "mode", s.policy.Mode.String(), "source", s.policy.Source.String(), "ports", s.policy.DescribePorts()}})
 	}
 	if changed {
 		lines = append(lines, line{slog.LevelInfo, "trust bundle taken over", []any{"trust_domain", a.td.String(),

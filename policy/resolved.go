@@ -1,6 +1,11 @@
 package policy
 
-import "maps"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Revision rises when the same policies come to another decision than in an older
 // version of this package, so that whoever numbers decisions gives them a new one.
@@ -53,6 +58,25 @@ func (r Result) PortLevel() (policy Ref, ports map[uint16]Mode) {
 		return Ref{}, nil
 	}
 	return r.portPolicy, ports
+}
+
+// DescribePorts shows the ports with a mode of their own for a log, such as
+// "8080=DISABLE 9090=PERMISSIVE"; "" if there are none.
+func (r Result) DescribePorts() string {
+	const most = 16
+	_, ports := r.PortLevel()
+	var b strings.Builder
+	for i, port := range slices.Sorted(maps.Keys(ports)) {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(ports)-most)
+			break
+		}
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%d=%v", port, ports[port])
+	}
+	return b.String()
 }
 
 // Equal reports whether two results say the same about every port, for the same

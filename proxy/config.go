@@ -115,15 +115,24 @@ func (c *Config) complete() error {
 	case c.Policy == nil && len(c.Inbound) > 0:
 		return errors.New("proxy: inbound listeners need a Policy")
 	}
+	taken := make(map[string]bool)
 	for _, in := range c.Inbound {
 		if err := in.check(); err != nil {
 			return err
 		}
+		if _, port, _ := splitAddress(in.Listen); port != 0 && taken[in.Listen] {
+			return fmt.Errorf("inbound listener %q is given twice", in.Listen)
+		}
+		taken[in.Listen] = true
 	}
 	for _, out := range c.Outbound {
 		if err := out.check(); err != nil {
 			return err
 		}
+		if _, port, _ := splitAddress(out.Listen); port != 0 && taken[out.Listen] {
+			return fmt.Errorf("outbound listener %q is given twice, or is an inbound listener too", out.Listen)
+		}
+		taken[out.Listen] = true
 	}
 	for _, d := range []struct {
 		name  string

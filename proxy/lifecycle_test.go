@@ -235,3 +235,16 @@ func TestConfigIsJudged(t *testing.T) {
 		})
 	}
 }
+
+// The end of a certificate that nobody has renewed is said, with whose it was.
+func TestEndedCertificateIsSaid(t *testing.T) {
+	k := newKit(t)
+	k.world.svid = k.ca.SVID(t, identitytest.ID(t, cartID), identitytest.WithLifetime(2*time.Second))
+	k.run()
+	if line := k.hears("the certificate has ended and the agent has no newer one; peers refuse it: see the agent's log and /readyz"); line["spiffe_id"] != cartID {
+		t.Errorf("%v", line)
+	}
+	if k.proxy.Ready() == nil {
+		t.Error("it is ready")
+	}
+}

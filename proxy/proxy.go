@@ -36,6 +36,9 @@ type Proxy struct {
 	reclaimed   time.Time // when a shortage last had the memory collected
 }
 
+// remindEvery is how often a proxy that cannot do its work says so again.
+const remindEvery = time.Minute
+
 // maxTold bounds the clients that are remembered as told. Beyond it all are
 // forgotten, and told once more.
 const maxTold = 1024
@@ -92,6 +95,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	judging, stopJudging := context.WithCancel(context.WithoutCancel(ctx))
 	var judge sync.WaitGroup
 	judge.Go(func() { p.judge(judging) })
+	judge.Go(func() { p.watchCertificate(judging) })
 	defer judge.Wait()
 	defer stopJudging()
 
@@ -113,7 +117,7 @@ func (p *Proxy) listen(ctx context.Context) error {
 	open := func(address string, d door) error {
 		l, err := p.conf.Listen("tcp", address)
 		if err != nil {
-			return fmt.Errorf("listening on %q (%s): %w", address, d.way, err)
+			return fmt.Errorf("listening on %q (%s): %w; choose another address", address, d.way, err)
 		}
 		d.Listener, d.address = l, address
 		doors = append(doors, d)
@@ -143,6 +147,8 @@ func (p *Proxy) listen(ctx context.Context) error {
 // means that ctx ended before.
 func (p *Proxy) awaitSources(ctx context.Context) bool {
 	said := ""
+	remind := time.NewTicker(remindEvery)
+	defer remind.Stop()
 	for {
 		identityChanged := p.conf.Identity.Changed()
 		var policyChanged <-chan struct{}
@@ -163,6 +169,8 @@ func (p *Proxy) awaitSources(ctx context.Context) bool {
 			return false
 		case <-identityChanged:
 		case <-policyChanged:
+		case <-remind.C:
+			p.conf.Log.Warn("still not listening", "reason", err.Error())
 		}
 	}
 }
@@ -214,6 +222,33 @@ func (p *Proxy) judge(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-changed:
+		}
+	}
+}
+
+// watchCertificate says when the certificate has ended without a newer one: from
+// then on peers refuse it, and only their logs would tell.
+func (p *Proxy) watchCertificate(ctx context.Context) {
+	for {
+		changed := p.conf.Identity.Changed()
+		wait := remindEvery
+		if svid, err := p.conf.Identity.SVID(); err == nil && svid != nil {
+			left := svid.NotAfter().Sub(p.conf.Now().Round(0))
+			if left <= 0 {
+				p.conf.Log.Error("the certificate has ended and the agent has no newer one; peers refuse it: see the agent's log and /readyz",
+					"spiffe_id", svid.ID().String(), "serial", svid.Serial(), "not_after", svid.NotAfter().UTC().Format(time.RFC3339))
+			} else {
+				wait = min(wait, left)
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-changed:
+			timer.Stop()
+		case <-timer.C:
 		}
 	}
 }

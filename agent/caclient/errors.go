@@ -78,6 +78,9 @@ func (e *RefusedError) Error() string {
 	if e.Token != "" {
 		s += "; " + e.Token
 	}
+	if strings.Contains(e.Message, "(ref ") {
+		s += "; the CA's log has the reason under this ref"
+	}
 	return s
 }
 

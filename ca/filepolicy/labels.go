@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 
 	"go.yaml.in/yaml/v3"
 
@@ -47,7 +48,7 @@ func parseLabels(data []byte) (labelled, error) {
 		if errors.Is(err, io.EOF) {
 			return nil, errors.New(`it is empty; to name no workload, write "workloads: []"`)
 		}
-		return nil, err
+		return nil, plain(err)
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, errors.New("it holds more than one YAML document; put all workloads into one list")
@@ -74,6 +75,20 @@ func parseLabels(data []byte) (labelled, error) {
 		all[key] = w.Labels
 	}
 	return all, nil
+}
+
+var unknownField = regexp.MustCompile(`^line (\d+): field (\S+) not found in type`)
+
+// plain says of YAML's errors what a writer of the file can use: no Go types.
+func plain(err error) error {
+	var types *yaml.TypeError
+	if !errors.As(err, &types) || len(types.Errors) == 0 {
+		return err
+	}
+	if m := unknownField.FindStringSubmatch(types.Errors[0]); m != nil {
+		return fmt.Errorf("line %s: unknown key %q; known are workloads and, for each, namespace, service_account and labels", m[1], m[2])
+	}
+	return errors.New(types.Errors[0])
 }
 
 func checkLabels(labels map[string]string) error {

@@ -446,7 +446,7 @@ func TestF63_LabelsAreReadStrictly(t *testing.T) {
 	for name, tt := range map[string]struct{ content, want string }{
 		"empty":           {"", "empty"},
 		"no YAML":         {"\t{", "yaml"},
-		"unknown key":     {"workloads:\n  - {namespace: shop, service_acount: cart}\n", "service_acount"},
+		"unknown key":     {"workloads:\n  - {namespace: shop, service_acount: cart}\n", `line 2: unknown key "service_acount"`},
 		"two documents":   {"workloads: []\n---\nworkloads: []\n", "more than one"},
 		"bad namespace":   {"workloads:\n  - {namespace: Shop, service_account: cart}\n", "not a DNS label"},
 		"bad account":     {"workloads:\n  - {namespace: shop, service_account: ../admin}\n", "not a DNS subdomain"},

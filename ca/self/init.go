@@ -98,11 +98,13 @@ func initialize(d disk, dir string, c InitConfig) (root *x509.Certificate, err e
 // makeDir sees to it that the directory is there, closed to others, and will
 // still be there after a power cut: whoever made it may not have synced it.
 func makeDir(d disk, dir string) error {
-	_, err := os.Lstat(dir)
+	info, err := os.Lstat(dir)
 	there := err == nil
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = d.mkdir(dir, 0o700)
+	case there && info.Mode().IsRegular():
+		return fmt.Errorf("%q is a file; give another --state-dir", dir)
 	case there:
 		err = checkPrivate(dir, fs.ModeDir|0o700)
 	}

@@ -76,6 +76,7 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 	defer timer.Stop()
 	var changed changes
 	look := true // at what there is to send
+	owed := 0    // answers to what was sent
 	for {
 		now := a.s.now()
 		if !now.Before(end) {
@@ -93,6 +94,7 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 				if err := stream.Send(resp); err != nil {
 					return gone(err)
 				}
+				owed++
 			}
 			look = false
 		}
@@ -107,9 +109,12 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 			if err != nil {
 				return &callError{codes.InvalidArgument, err}
 			}
-			// An answer that is awaited costs the agent nothing: how many there are is
-			// for us to say.
-			awaited := verdict != nil && verdict.Answer != wire.Stale
+			// An answer for each response costs the agent nothing: how many there are
+			// is for us to say.
+			awaited := verdict != nil && owed > 0
+			if awaited {
+				owed--
+			}
 			if !awaited && !allowed.spend(a.s.now()) {
 				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
 			}

@@ -70,3 +70,20 @@ func TestT10_PolicyIsSentWhenKnown(t *testing.T) {
 		t.Error("another type did not end the stream")
 	}
 }
+
+// However many policies are pushed, the answers to them do not use up what the
+// agent may ask for.
+func TestAnswersToPoliciesAreFree(t *testing.T) {
+	p := &policies{changed: make(chan struct{})}
+	h := start(t, func(s *settings) { s.server.Policies = p })
+	stream := h.delta(t, h.good(t))
+	resp := exchange(t, stream, subscribe())
+	for i := range 5 * requestsBurst {
+		p.set(&policy.Resolved{Version: uint64(i + 1), Result: policy.Decided(policy.Strict, policy.Source{Level: policy.LevelMesh}, policy.Ref{}, nil)})
+		must(t, stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeURL, ResponseNonce: resp.GetNonce()}))
+		var err error
+		if resp, err = stream.Recv(); err != nil {
+			t.Fatalf("after %d policies: %v", i, err)
+		}
+	}
+}

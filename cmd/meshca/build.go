@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/meshca/meshca/ca/filepolicy"
 	"github.com/meshca/meshca/ca/self"
 	"github.com/meshca/meshca/ca/server"
+	"github.com/meshca/meshca/cmd/internal/cli"
 	"github.com/meshca/meshca/cmd/internal/conf"
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/identity/jwks"
@@ -99,6 +101,23 @@ func build(c config, file *conf.File, o serveOptions, log *slog.Logger, metrics 
 	return p, nil
 }
 
+// checkPolicyPaths refuses a start with paths that lead nowhere: a mistyped one
+// would be found out by proxies that never get a policy.
+func checkPolicyPaths(o serveOptions) error {
+	if info, err := os.Stat(o.policyDir); err != nil {
+		return &cli.HintError{Err: fmt.Errorf("reading the policies: %w", err), Hint: "make the directory, which may be empty, or correct --policy-dir"}
+	} else if !info.IsDir() {
+		return cli.Usagef("--policy-dir %q is not a directory", o.policyDir)
+	}
+	if o.labelsFile == "" {
+		return nil
+	}
+	if _, err := os.Stat(o.labelsFile); err != nil {
+		return &cli.HintError{Err: fmt.Errorf("reading the labels of workloads: %w", err), Hint: `write the file ("workloads: []" for none), or correct --workload-labels`}
+	}
+	return nil
+}
+
 // policyRecord is the file in the state directory that keeps the policies' version.
 const policyRecord = "policy.json"
 
@@ -106,6 +125,9 @@ const policyRecord = "policy.json"
 func (p *parts) addPolicies(c config, o serveOptions, log *slog.Logger, metrics prometheus.Registerer) (err error) {
 	if o.policyDir == "" {
 		return nil
+	}
+	if err := checkPolicyPaths(o); err != nil {
+		return err
 	}
 	p.policyDir, err = policydir.New(policydir.Config{Dir: o.policyDir, RootNamespace: c.RootNamespace, Log: log, Metrics: metrics})
 	if err != nil {

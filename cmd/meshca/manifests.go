@@ -29,6 +29,8 @@ type manifests struct {
 	services []manifest.Service
 	pods     []manifest.Pod
 	broken   []*manifestError
+	files    int
+	notRead  map[string]int     // objects of other kinds, by kind
 	seen     map[policy.Ref]int // positions in policies
 }
 
@@ -55,7 +57,7 @@ func (e *manifestError) Error() string {
 // loadManifests reads files and directories. What is wrong inside a file is in the
 // result; the error is about files that cannot be read.
 func loadManifests(stdin io.Reader, paths []string) (*manifests, error) {
-	m := &manifests{seen: make(map[policy.Ref]int)}
+	m := &manifests{notRead: make(map[string]int), seen: make(map[policy.Ref]int)}
 	for _, path := range paths {
 		if path == "-" {
 			data, err := io.ReadAll(io.LimitReader(stdin, maxManifestFile+1))
@@ -100,6 +102,7 @@ func listManifests(dir string) ([]string, error) {
 }
 
 func (m *manifests) add(file string, data []byte) {
+	m.files++
 	if len(data) > maxManifestFile {
 		m.broken = append(m.broken, &manifestError{file: file, code: "PV0", text: fmt.Sprintf("it has more than %d bytes", maxManifestFile)})
 		return
@@ -113,6 +116,14 @@ func (m *manifests) add(file string, data []byte) {
 		}
 		m.broken = append(m.broken, e)
 		return
+	}
+	if c.Objects == 0 && c.Lists == 0 {
+		// The CA takes an empty file for one that is being written.
+		m.broken = append(m.broken, &manifestError{file: file, code: "PV0", text: "it holds no object, and what it said before would stay in force; remove the file, or put an empty list into it"})
+		return
+	}
+	for kind, n := range c.Others {
+		m.notRead[kind] += n
 	}
 	m.services = append(m.services, c.Services...)
 	m.pods = append(m.pods, c.Pods...)

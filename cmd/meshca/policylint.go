@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +37,7 @@ be refused, and 0 if not, even if some have no effect.`,
 				return err
 			}
 			report := lint.Run(lint.Input{RootNamespace: flags.rootNamespace, Policies: m.policies, Services: m.services, Pods: m.pods})
-			result := newLinted(report, m.broken)
+			result := newLinted(report, m)
 			if err := printResult(c.OutOrStdout(), flags.output, result, result.text); err != nil {
 				return err
 			}
@@ -53,6 +55,11 @@ be refused, and 0 if not, even if some have no effect.`,
 type linted struct {
 	Findings   []lintFinding `json:"findings"`
 	NotChecked []notChecked  `json:"not_checked"`
+	// NotRead counts the objects of kinds that are not looked at, by kind: a
+	// misspelt one is among them.
+	NotRead  map[string]int `json:"not_read,omitempty"`
+	Policies int            `json:"policies"`
+	Files    int            `json:"files"`
 }
 
 type lintFinding struct {
@@ -70,9 +77,9 @@ type notChecked struct {
 	Message string `json:"message"`
 }
 
-func newLinted(r lint.Report, broken []*manifestError) *linted {
-	result := &linted{Findings: []lintFinding{}, NotChecked: []notChecked{}}
-	for _, e := range broken {
+func newLinted(r lint.Report, m *manifests) *linted {
+	result := &linted{Findings: []lintFinding{}, NotChecked: []notChecked{}, NotRead: m.notRead, Policies: len(m.policies), Files: m.files}
+	for _, e := range m.broken {
 		result.Findings = append(result.Findings, lintFinding{Code: e.code, Severity: lint.Rejected, Policy: e.policy.String(), File: e.file, Line: e.line, Message: e.text})
 	}
 	for _, f := range r.Findings {
@@ -99,9 +106,15 @@ func (l *linted) text(w io.Writer) error {
 			return err
 		}
 	}
-	if len(l.Findings) == 0 {
-		_, err := fmt.Fprintln(w, "nothing found")
-		return err
+	for _, kind := range slices.Sorted(maps.Keys(l.NotRead)) {
+		if _, err := fmt.Fprintf(w, "not read: %d of kind %q\n", l.NotRead[kind], kind); err != nil {
+			return err
+		}
 	}
-	return nil
+	found := "nothing found"
+	if n := len(l.Findings); n > 0 {
+		found = fmt.Sprintf("%d found", n)
+	}
+	_, err := fmt.Fprintf(w, "%s in %d PeerAuthentications of %d files\n", found, l.Policies, l.Files)
+	return err
 }

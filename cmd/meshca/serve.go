@@ -52,7 +52,9 @@ the labels that --workload-labels gives them:
     - {namespace: shop, service_account: cart, labels: {app: cart}}
 
 A file that is broken keeps what it said last; "meshca policy lint" says what is wrong with
-it. Without --policy-dir no policy is sent, and proxies that wait for one do not listen.
+it. If one is broken at the start, workloads keep the policy that they have, and those that
+never had one are STRICT, until it is mended. Without --policy-dir no policy is sent, and
+proxies that wait for one do not listen.
 
 SIGTERM drains: no new connections, running calls finish.`,
 		Example: "  meshca init --state-dir state --trust-domain example.org\n  meshca serve --state-dir state --config meshca.yaml",
@@ -128,6 +130,9 @@ func serve(ctx context.Context, o serveOptions, log *slog.Logger, stdout io.Writ
 	g.Go(func() error {
 		return operations.Serve(ctx, ops.Config{Ready: p.server.Ready, Metrics: metrics, Profiles: o.pprof, Log: log})
 	})
+	if p.policies == nil {
+		log.Info("no policies are handed out; proxies that wait for one need --policy-dir here, or --mode of their own")
+	}
 	log.Info("serving", "version", cli.Version(), "trust_domain", c.TrustDomain, "listen", l.Addr().String(), "ops", operations.Address())
 	return g.Wait()
 }

@@ -209,6 +209,9 @@ func (c *Claims) subject(raw *rawClaims) *InvalidError {
 	if !ok {
 		return invalidf("its subject %s is not system:serviceaccount:<namespace>:<name>", quote(raw.Subject.s))
 	}
+	if ns == "" && sa == "" {
+		return invalidf("it has no kubernetes.io claims; only tokens like those of a Kubernetes API server are taken")
+	}
 	if ns != subNS || sa != subSA {
 		return invalidf("its subject names %s, its kubernetes.io claims name %s", quote(subNS+"/"+subSA), quote(ns+"/"+sa))
 	}

@@ -263,6 +263,6 @@ func TestT2_BoundToAPodOnANode(t *testing.T) {
 	none := maps.Clone(kubernetes.Claims())
 	delete(none, "kubernetes.io")
 	none["kubernetes.io/serviceaccount/namespace"] = "shop" // a token from a Secret
-	kubernetes.verdict(t, kubernetes.Token(t, none), "its kubernetes.io claims name")
-	elsewhere.verdict(t, elsewhere.Token(t, none), "its kubernetes.io claims name")
+	kubernetes.verdict(t, kubernetes.Token(t, none), "it has no kubernetes.io claims")
+	elsewhere.verdict(t, elsewhere.Token(t, none), "it has no kubernetes.io claims")
 }

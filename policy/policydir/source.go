@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -212,9 +213,17 @@ func (s *Source) report(snapshot *Snapshot) {
 	now := make(map[string]string)
 	for _, e := range snapshot.Broken {
 		now[e.File] = e.Error()
-		if s.told[e.File] != now[e.File] {
-			s.c.Log.Error("a policy file is not in force", "file", e.File, "error", e.Err, "kept", e.Kept)
+		if s.told[e.File] == now[e.File] {
+			continue
 		}
+		what := "a policy file is not in force"
+		if e.File == s.c.Dir {
+			what = "the directory of policies cannot be used"
+		}
+		if e.Kept {
+			what += "; what it said before stays"
+		}
+		s.c.Log.Error(what, "file", e.File, "error", e.Err)
 	}
 	for name, f := range s.keeper.files {
 		if f.err != nil {
@@ -224,12 +233,13 @@ func (s *Source) report(snapshot *Snapshot) {
 			now[name] += w + "\n"
 		}
 		if now[name] != "" && s.told[name] != now[name] {
-			s.c.Log.Warn("a policy file is not taken as it is written", "file", name, "warnings", f.warned)
+			s.c.Log.Warn("a policy file is not taken as it is written", "file", filepath.Join(s.c.Dir, name), "warnings", f.warned)
 		}
 	}
 	s.told = now
-	s.c.Log.Info("policies", "version", snapshot.Version, "policies", len(snapshot.Policies), "broken_files", len(snapshot.Broken),
-		"closed", snapshot.Set.Closed())
+	if snapshot.Set.Closed() == "" { // otherwise whoever hands policies out says what that means
+		s.c.Log.Info("policies read", "policies", len(snapshot.Policies), "files", snapshot.Files, "broken_files", len(snapshot.Broken))
+	}
 }
 
 type metrics struct{ version, policies, broken, closed prometheus.Gauge }
@@ -238,10 +248,10 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
-	m.version = gauge("meshca_policy_snapshot_version", "Version of the policies in force; rises with each change, from 1 in each process.")
+	m.version = gauge("meshca_policy_snapshot_version", "How often the policies have been read anew in this process; agents are sent meshca_policy_version.")
 	m.policies = gauge("meshca_policy_policies", "PeerAuthentications in force.")
 	m.broken = gauge("meshca_policy_broken_files", "Policy files whose content is not in force.")
-	m.closed = gauge("meshca_policy_closed", "1 while the policies are not known and everything is STRICT.")
+	m.closed = gauge("meshca_policy_closed", "1 while the directory of policies has not been read whole: running proxies keep what they have, new ones are STRICT.")
 	m.closed.Set(1)
 	if r == nil {
 		return nil

@@ -60,8 +60,11 @@ func (s *PolicySource) Run(ctx context.Context) error {
 		s.lost(fmt.Errorf("asking the agent at %q: %s", s.conf.Socket, reason(err)))
 		if why := reason(err); why != said { // once for each kind of trouble
 			said = why
-			s.conf.Log.Warn("the agent's stream of policies has ended; the last one stays in force",
-				"socket", s.conf.Socket, "reason", why, "policy", s.has())
+			text := "no policy from the agent yet; trying again"
+			if s.has() {
+				text = "the agent's stream of policies has ended; the last one stays in force"
+			}
+			s.conf.Log.Warn(text, "socket", s.conf.Socket, "reason", why)
 		}
 		return taken
 	})
@@ -163,7 +166,7 @@ func (s *PolicySource) take(p *policy.Resolved) error {
 	}
 	s.mu.Unlock()
 	if news {
-		s.conf.Log.Info("policy in force", "version", p.Version, "mode", p.Mode.String(), "source", p.Source.String())
+		s.conf.Log.Info("policy in force", "version", p.Version, "mode", p.Mode.String(), "source", p.Source.String(), "ports", p.DescribePorts())
 	}
 	return nil
 }

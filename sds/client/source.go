@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -98,8 +99,11 @@ func (s *Source) Run(ctx context.Context) error {
 		s.lost(err)
 		if why := reason(err); why != said { // once for each kind of trouble
 			said = why
-			s.conf.Log.Warn("the agent's stream has ended; what was received last stays in use",
-				"socket", s.conf.Socket, "reason", why, "svid", s.has())
+			text := "no answer from the agent yet; trying again"
+			if s.has() {
+				text = "the agent's stream has ended; what was received last stays in use"
+			}
+			s.conf.Log.Warn(text, "socket", s.conf.Socket, "reason", why)
 		}
 		return taken
 	})
@@ -184,6 +188,10 @@ func (s *Source) has() bool {
 // reason is an error as an operator reads it.
 func reason(err error) string {
 	if st, ok := status.FromError(err); ok {
+		// gRPC wraps what the kernel said about the socket three times.
+		if _, cause, ok := strings.Cut(st.Message(), "Error while dialing: "); ok {
+			return shorten(strings.TrimSuffix(cause, `"`))
+		}
 		return fmt.Sprintf("%v: %q", st.Code(), shorten(st.Message()))
 	}
 	return err.Error()

@@ -84,7 +84,7 @@ func (a *agent) publish(federated ...*identity.Bundle) *identity.SVID {
 type endings chan struct{}
 
 func (e endings) Write(p []byte) (int, error) {
-	if bytes.Contains(p, []byte("stream has ended")) {
+	if bytes.Contains(p, []byte("stream has ended")) || bytes.Contains(p, []byte("no answer from the agent yet")) {
 		e <- struct{}{}
 	}
 	return len(p), nil

@@ -1,6 +1,8 @@
 package client
 
 import (
+	"bytes"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -34,8 +36,8 @@ func (s scripted) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerS
 }
 
 // runScripted runs a source against a scripted agent, which sends what send is
-// given.
-func runScripted(t *testing.T) (_ *Source, send func(*workload.X509SVIDResponse)) {
+// given. The source's log tells of each message that it has refused.
+func runScripted(t *testing.T, refusals refusals) (_ *Source, send func(*workload.X509SVIDResponse)) {
 	t.Helper()
 	path := newAgent(t).path
 	l, err := net.Listen("unix", path)
@@ -53,7 +55,7 @@ func runScripted(t *testing.T) (_ *Source, send func(*workload.X509SVIDResponse)
 			t.Error(err)
 		}
 	})
-	return runSource(t, path), func(m *workload.X509SVIDResponse) {
+	return runLogging(t, path, slog.New(slog.NewTextHandler(refusals, nil))), func(m *workload.X509SVIDResponse) {
 		t.Helper()
 		select {
 		case script.messages <- m:
@@ -63,10 +65,21 @@ func runScripted(t *testing.T) (_ *Source, send func(*workload.X509SVIDResponse)
 	}
 }
 
+// refusals takes a log, and tells of each message that it says cannot be used.
+type refusals chan struct{}
+
+func (r refusals) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("cannot be used")) {
+		r <- struct{}{}
+	}
+	return len(p), nil
+}
+
 // What cannot be used takes nothing away: neither an empty message nor one
 // without a bundle, nor the end of the stream. The next good one counts.
 func TestV21_F17_BadMessagesTakeNothingAway(t *testing.T) {
-	s, send := runScripted(t)
+	refused := make(refusals, 1)
+	s, send := runScripted(t, refused)
 	good := message(t)
 	send(good)
 	first, _, err := parse(good)
@@ -85,7 +98,11 @@ func TestV21_F17_BadMessagesTakeNothingAway(t *testing.T) {
 		bad := proto.CloneOf(good)
 		spoil(bad)
 		send(bad)
-		send(proto.CloneOf(bad)) // the first has been looked at when the second is taken
+		select {
+		case <-refused:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: it was not refused", name)
+		}
 		if got, err := s.SVID(); err != nil || got.Serial() != first.svid.Serial() {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
@@ -104,7 +121,7 @@ func TestV21_F17_BadMessagesTakeNothingAway(t *testing.T) {
 
 // Of SVIDs with one hint, and of all where no hint is asked for, the first
 // counts (SPIFFE_Workload_API §5.2.1), and what follows it spoils nothing.
-func TestSPIFFE55_TheFirstSVIDCounts(t *testing.T) {
+func TestSPIFFE54_SPIFFE55_TheFirstSVIDCounts(t *testing.T) {
 	r := message(t)
 	first := r.GetSvids()[0]
 	first.Hint = "internal"

@@ -132,5 +132,11 @@ func (f *LogFlags) Run(c *cobra.Command, do func(context.Context, *slog.Logger) 
 		return &UsageError{err}
 	}
 	defer flush()
-	return do(c.Context(), log)
+	stop := context.AfterFunc(c.Context(), func() { log.Info("stopping") })
+	defer stop()
+	if err := do(c.Context(), log); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
 }

@@ -54,7 +54,7 @@ func (e *Error) Error() string {
 func Load(path string, into any) (*File, error) {
 	data, err := readCapped(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
+		return nil, fmt.Errorf("reading the configuration: %w; write it, or give the path of another with --config", err)
 	}
 	f := &File{name: filepath.Base(path), lines: map[string]int{}}
 	dec := yaml.NewDecoder(bytes.NewReader(data))

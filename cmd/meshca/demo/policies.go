@@ -46,7 +46,7 @@ func (s *shop) policies(ctx context.Context, p *printer, source *workloadapi.X50
 	if written, err = s.write("cart", spec); err != nil {
 		return err
 	}
-	p.step("port "+s.ports[1]+" exempted",
+	p.step("app port "+s.ports[1],
 		s.openedIn(ctx, written),
 		s.refusedIn(ctx, written))
 	return nil
@@ -135,7 +135,7 @@ func (s *shop) refusedIn(ctx context.Context, written time.Time) Check {
 
 // openedIn asks in plaintext on the exempted port until that is let in.
 func (s *shop) openedIn(ctx context.Context, written time.Time) Check {
-	c := Check{What: "a client → that port      plaintext"}
+	c := Check{What: "a client → exempted port  plaintext"}
 	took, ok := until(ctx, written, func() bool { return s.ask(ctx, 1, nil) == nil })
 	if !ok {
 		c.Saw = "refused"
