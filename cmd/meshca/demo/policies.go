@@ -46,7 +46,7 @@ func (s *shop) policies(ctx context.Context, p *printer, source *workloadapi.X50
 	if written, err = s.write("cart", spec); err != nil {
 		return err
 	}
-	p.step("app port "+s.ports[1],
+	p.step("exempt app port "+s.ports[1],
 		s.openedIn(ctx, written),
 		s.refusedIn(ctx, written))
 	return nil
