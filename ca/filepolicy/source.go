@@ -166,11 +166,12 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 		var snapshot *policydir.Snapshot
 		snapshot, changed = s.conf.Policies.Snapshot()
-		wait := s.labels.look()
-		if wait == 0 {
-			wait = s.look(snapshot, time.Now())
+		unsettled := s.labels.look()
+		wait := cmp.Or(unsettled, labelsInterval)
+		if unsettled == 0 || s.labels.good != nil { // labels on their way hold up no policy
+			wait = min(wait, cmp.Or(s.look(snapshot, time.Now()), labelsInterval))
 		}
-		timer.Reset(min(labelsInterval, cmp.Or(wait, labelsInterval)))
+		timer.Reset(wait)
 	}
 }
 
