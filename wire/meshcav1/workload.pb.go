@@ -225,7 +225,9 @@ func (x *Bundle) GetX509Authorities() [][]byte {
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Rises with every change of any policy of the mesh. A receiver refuses (NACKs)
-	// other content under a version that is not higher than the one it holds.
+	// other content under a version that is not higher than the one it holds. 0: the
+	// sender has policies and does not know them now; whoever holds a policy keeps it,
+	// and whoever never had one takes every port for STRICT.
 	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Of every port that `ports` does not name.
 	Mode Mode `protobuf:"varint,2,opt,name=mode,proto3,enum=meshca.v1.Mode" json:"mode,omitempty"`
