@@ -28,9 +28,10 @@ type Mesh struct {
 	serveArgs []string
 	issuer    *tokenissuer.Issuer
 
-	mu      sync.Mutex
-	cas     int
-	secrets [][]byte // that no log may hold
+	mu       sync.Mutex
+	cas      int
+	programs int
+	secrets  [][]byte // that no log may hold
 }
 
 // newMesh makes a trust domain whose certificates live as long as said, or an
@@ -84,6 +85,14 @@ func (m *Mesh) write(t testing.TB, name string, content []byte) (path string) {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// unique makes a program's name its own: its log is called by it.
+func (m *Mesh) unique(name string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.programs++
+	return fmt.Sprintf("%s%d", name, m.programs)
 }
 
 // keep remembers a token, no part of whose signature may be in any log.

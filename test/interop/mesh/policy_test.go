@@ -60,7 +60,7 @@ func (a *Agent) startProxy(t testing.TB, apps ...string) *Proxy {
 
 func (a *Agent) startProxyWith(t testing.TB, flags []string, apps ...string) *Proxy {
 	t.Helper()
-	p := &Proxy{program: program{name: a.program.name + "-proxy", binary: programs.path(t, "proxy"), dir: a.dir}}
+	p := &Proxy{program: program{name: a.mesh.unique(a.program.name + "-proxy"), binary: programs.path(t, "proxy"), dir: a.dir}}
 	p.args = append([]string{"--socket", a.socket, "--drain-time", "1ms"}, flags...)
 	for _, app := range apps {
 		p.args = append(p.args, "--inbound", "127.0.0.1:0="+app)
