@@ -17,13 +17,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // has to say that a step did not hold, and exit with 1.
 func TestT1_T10_V22_V45_EveryStepHolds(t *testing.T) {
 	t.Setenv("LC_ALL", "C.UTF-8")
-	var out, errs bytes.Buffer
-	report, err := demo.Run(t.Context(), demo.Config{Out: &out, Err: &errs, Log: slog.New(slog.NewTextHandler(&errs, nil))})
+	var out, errs, log bytes.Buffer // progress and the log are written at the same time
+	report, err := demo.Run(t.Context(), demo.Config{Out: &out, Err: &errs, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
-		t.Fatalf("%v\n%s", err, errs.String())
+		t.Fatalf("%v\n%s%s", err, errs.String(), log.String())
 	}
 	if !report.Held || len(report.Steps) != 9 {
-		t.Errorf("not every step held:\n%s\n%s", out.String(), errs.String())
+		t.Errorf("not every step held:\n%s\n%s", out.String(), log.String())
 	}
 	for _, want := range []string{
 		`audience ["vault"] does not hold "meshca"`,
