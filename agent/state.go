@@ -91,16 +91,6 @@ func (e *ConflictError) Error() string {
 		e.Sequence, describeKeys(e.Got.Authorities()), describeKeys(e.Held.Authorities()))
 }
 
-// PolicyError says that a CA sent another policy than the one in use under a
-// version that is not newer: that CA is behind, and what it says may open what has
-// been closed since.
-type PolicyError struct{ Held, Got policy.Resolved }
-
-func (e *PolicyError) Error() string {
-	return fmt.Sprintf("the policy has version %d (%v, %v); version %d (%v, %v) is in use already",
-		e.Got.Version, e.Got.Mode, e.Got.Source, e.Held.Version, e.Held.Mode, e.Held.Source)
-}
-
 // take verifies a CA's answer to the request that key belongs to and, if all of
 // it holds, makes it the identity in use. Otherwise the old one stays.
 //
@@ -189,14 +179,12 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	}
 	// Each half is taken for itself: a policy that has to be refused must not keep
 	// the mesh's authorities from coming in.
-	var refused error
-	if s.policy != nil && w.Policy != nil && w.Policy.Version != 0 && !s.policy.Follows(*w.Policy) {
-		refused = &PolicyError{Held: *s.policy, Got: *w.Policy}
-		w.Policy = nil
+	newPolicy, refused := w.Policy.Succeeds(s.policy)
+	if newPolicy {
+		s.policy = w.Policy
 	}
 	changed := s.bundle == nil || !s.bundle.Equal(w.Bundle)
 	s.bundle, s.streamed = w.Bundle, true
-	newPolicy := a.takePolicyLocked(w.Policy)
 	if changed || newPolicy {
 		a.publishLocked()
 	}
@@ -223,18 +211,6 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	}
 	a.wakeUp()
 	return lines, refused
-}
-
-// takePolicyLocked takes over a policy that may take the place of the one in use,
-// and reports whether there is something new to hand on. A newer version of the
-// same is new: whoever holds it will not go back behind it.
-func (a *Agent) takePolicyLocked(p *policy.Resolved) bool {
-	held := a.state.policy
-	if p == nil || held != nil && p.Version <= held.Version {
-		return false // what is not known, or is known already
-	}
-	a.state.policy = p
-	return true
 }
 
 // newer returns why b must not take the place of the bundle in use; nil where

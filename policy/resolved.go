@@ -22,6 +22,34 @@ type Resolved struct {
 	Result
 }
 
+// StaleError says that somebody sent another policy than the one in use under a
+// version that is not newer: they are behind, and what they say may open what has
+// been closed since.
+type StaleError struct{ Held, Got Resolved }
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("the policy has version %d (%v, %v); version %d (%v, %v) is in use already",
+		e.Got.Version, e.Got.Mode, e.Got.Source, e.Held.Version, e.Held.Mode, e.Held.Source)
+}
+
+// Succeeds decides for everybody whom policies are sent to whether r takes the
+// place of held; either may be nil. What is not known, or not new, does not and is
+// no error; what may not is a [*StaleError]. A newer version of the same does:
+// whoever holds it will not go back behind it.
+func (r *Resolved) Succeeds(held *Resolved) (bool, error) {
+	switch {
+	case r == nil:
+		return false, nil
+	case held == nil:
+		return true, nil
+	case r.Version == 0:
+		return false, nil
+	case !held.Follows(*r):
+		return false, &StaleError{Held: *held, Got: *r}
+	}
+	return r.Version > held.Version, nil
+}
+
 // Unresolved is what holds where nobody knows the policies and there never was a
 // decision.
 func Unresolved() Resolved {

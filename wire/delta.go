@@ -133,9 +133,6 @@ func (d *Delta) answered(req *discovery.DeltaDiscoveryRequest) *Verdict {
 	return &Verdict{Answer: Acked, Version: r.version, Acknowledged: d.acked}
 }
 
-// Wanted reports whether the client is subscribed to the resource.
-func (d *Delta) Wanted() bool { return d.wildcard || d.named }
-
 // Pending reports whether [Delta.Next] may have something to send although the
 // resource has not changed: the client has asked for something.
 func (d *Delta) Pending() bool { return len(d.removed) > 0 || d.asked }
@@ -147,7 +144,7 @@ func (d *Delta) Next(r *discovery.Resource) *discovery.DeltaDiscoveryResponse {
 	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: TypeURL, RemovedResources: d.removed}
 	d.removed, d.asked = nil, false
 	version := ""
-	if d.Wanted() && r.GetVersion() != d.sent {
+	if (d.wildcard || d.named) && r.GetVersion() != d.sent {
 		resp.Resources = []*discovery.Resource{r}
 		version, d.sent = r.GetVersion(), r.GetVersion()
 	}

@@ -203,7 +203,7 @@ func (s *Source) look(snapshot *policydir.Snapshot, now time.Time) (again time.D
 	}
 	version, err := s.record.next(content, len(snapshot.Policies), s.now.version, s.conf.Now())
 	if err != nil {
-		s.conf.Log.Error("the policies' version may not be found again after a restart", "file", s.record.path, "error", err)
+		s.conf.Log.Error("the policies' version cannot be remembered, and may not be found again after a restart; make the state directory writable for meshca", "file", s.record.path, "error", err)
 	}
 	s.publish(state{version: version, set: snapshot.Set, labels: s.labels.good, from: from, tried: true})
 	s.since = now

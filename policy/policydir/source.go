@@ -123,16 +123,6 @@ func (s *Source) Snapshot() (*Snapshot, <-chan struct{}) {
 	return s.snapshot, s.changed
 }
 
-// Ready returns nil once all of the directory has been read and was good. It stays
-// nil: what breaks later leaves the last good policies in force.
-func (s *Source) Ready() error {
-	snapshot, _ := s.Snapshot()
-	if why := snapshot.Set.Closed(); why != "" {
-		return fmt.Errorf("policies are not known, everything is STRICT: %s", why)
-	}
-	return nil
-}
-
 // Run follows the directory until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	var events <-chan struct{}

@@ -126,22 +126,22 @@ func TestT10_V21_StartWithABrokenFileIsStrict(t *testing.T) {
 		if m := snapshot.Set.Resolve("bank", nil).Mode; m != policy.Strict {
 			t.Errorf("a namespace whose file is good is %v: what the broken file says about it is not known", m)
 		}
-		if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "shop.yaml") {
-			t.Errorf("ready: %v", err)
+		if why := snapshot.Set.Closed(); !strings.Contains(why, "shop.yaml") {
+			t.Errorf("closed: %q", why)
 		}
 		time.Sleep(time.Minute)
 		write(t, dir, "shop.yaml", pa("shop", "default", "PERMISSIVE"))
 		if snapshot := await(t, s, policy.Permissive); snapshot.Set.Resolve("bank", nil).Mode != policy.Disable {
 			t.Error("the good file is not in force")
 		}
-		if err := s.Ready(); err != nil {
-			t.Error(err)
+		if snapshot, _ := s.Snapshot(); snapshot.Set.Closed() != "" {
+			t.Error(snapshot.Set.Closed())
 		}
 		write(t, dir, "shop.yaml", "")
 		time.Sleep(time.Minute)
 		snapshot, _ = s.Snapshot()
-		if m := snapshot.Set.Resolve("shop", nil).Mode; m != policy.Permissive || len(snapshot.Broken) != 1 || s.Ready() != nil {
-			t.Errorf("with the file emptied: %v, broken %v, ready %v", m, snapshot.Broken, s.Ready())
+		if m := snapshot.Set.Resolve("shop", nil).Mode; m != policy.Permissive || len(snapshot.Broken) != 1 || snapshot.Set.Closed() != "" {
+			t.Errorf("with the file emptied: %v, broken %v, closed %q", m, snapshot.Broken, snapshot.Set.Closed())
 		}
 		synctest.Wait()
 		if n := strings.Count(log.String(), "is not in force"); n != 2 {

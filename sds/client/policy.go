@@ -149,14 +149,10 @@ func (s *PolicySource) take(p *policy.Resolved) error {
 	}
 	s.mu.Lock()
 	held := s.held
-	switch {
-	case held != nil && p.Version != 0 && !held.Follows(*p):
+	taken, err := p.Succeeds(held)
+	if !taken {
 		s.mu.Unlock()
-		return fmt.Errorf("the policy has version %d (%v, %v); version %d (%v, %v) is in force already",
-			p.Version, p.Mode, p.Source, held.Version, held.Mode, held.Source)
-	case held != nil && p.Version <= held.Version:
-		s.mu.Unlock()
-		return nil
+		return err
 	}
 	s.held = p
 	news := held == nil || !held.Equal(p.Result)

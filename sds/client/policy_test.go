@@ -137,7 +137,7 @@ func TestT10_PolicyThatIsRefusedChangesNothing(t *testing.T) {
 		}, "decoded"},
 		"an older version": {func(r *discovery.DeltaDiscoveryResponse) {
 			proto.Merge(emptied(r), good(resolved(6, policy.Permissive)))
-		}, "in force already"},
+		}, "in use already"},
 	} {
 		r := good(resolved(8, policy.Permissive))
 		tt.change(r)
