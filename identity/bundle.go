@@ -120,6 +120,7 @@ func (b *Bundle) MarshalPEM() []byte { return EncodePEM(b.authorities...) }
 func EncodePEM(certs ...*x509.Certificate) []byte {
 	var out bytes.Buffer
 	for _, c := range certs {
+		out.Grow(len(c.Raw)*3/2 + 64)
 		// Writing to a bytes.Buffer cannot fail, and there are no headers to reject.
 		_ = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 	}

@@ -45,6 +45,21 @@ func TestV24_V64_PeersAreJudgedAlike(t *testing.T) {
 	}
 }
 
+// To verify for both roles at once is to verify for one after the other.
+func TestVerifyBothIsVerifyTwice(t *testing.T) {
+	peers := identitytest.NewPeers(t, identitytest.ID(t, cart))
+	for _, p := range peers.All {
+		want, wantErr := identity.Verify(p.Chain, identity.Server, peers, peers.Now)
+		if wantErr == nil {
+			want, wantErr = identity.Verify(p.Chain, identity.Client, peers, peers.Now)
+		}
+		got, err := identity.VerifyBoth(p.Chain, peers, peers.Now)
+		if got != want || (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+			t.Errorf("%s: %v, %v; one after the other: %v, %v", p.Name, got, err, want, wantErr)
+		}
+	}
+}
+
 func judgeHandshake(t *testing.T, who string, p identitytest.Peer, want bool, state tls.ConnectionState, err error) {
 	t.Helper()
 	if !want {

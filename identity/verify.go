@@ -106,44 +106,75 @@ func (e *VerifyError) Unwrap() error { return e.Err }
 //
 // The error is a [*VerifyError].
 func Verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (ID, error) {
+	id, _, err := verify(certs, role, bundles, now)
+	return id, err
+}
+
+// VerifyBoth is [Verify] for both roles, server first. It costs little more than
+// for one: a path that is good for both is looked for once.
+func VerifyBoth(certs []*x509.Certificate, bundles BundleSource, now time.Time) (ID, error) {
+	id, chains, err := verify(certs, Server, bundles, now)
+	if err != nil {
+		return ID{}, err
+	}
+	usage, err := Client.usage(certs[0])
+	if err == nil && slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool { return allows(chain, usage) }) {
+		return id, nil
+	}
+	return Verify(certs, Client, bundles, now)
+}
+
+// allows reports whether every certificate of a path names a usage, or is not
+// restricted: crypto/x509 demands no more of one.
+func allows(chain []*x509.Certificate, usage x509.ExtKeyUsage) bool {
+	for _, c := range chain {
+		restricted := len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0
+		if restricted && !slices.Contains(c.ExtKeyUsage, usage) {
+			return false
+		}
+	}
+	return true
+}
+
+func verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (ID, [][]*x509.Certificate, error) {
 	if err := checkChainCost(certs); err != nil {
-		return ID{}, &VerifyError{Err: err}
+		return ID{}, nil, &VerifyError{Err: err}
 	}
 	leaf := certs[0]
 	id, err := leafID(leaf)
 	if err != nil {
-		return ID{}, &VerifyError{Err: err}
+		return ID{}, nil, &VerifyError{Err: err}
 	}
 	usage, err := role.usage(leaf)
 	if err != nil {
-		return ID{}, &VerifyError{ID: id, Err: err}
+		return ID{}, nil, &VerifyError{ID: id, Err: err}
 	}
 	bundle, err := bundles.Bundle(id.TrustDomain())
 	if err != nil {
-		return ID{}, &VerifyError{ID: id, Err: err}
+		return ID{}, nil, &VerifyError{ID: id, Err: err}
 	}
 	if bundle == nil {
-		return ID{}, &VerifyError{ID: id, Err: &NoBundleError{TrustDomain: id.TrustDomain()}}
+		return ID{}, nil, &VerifyError{ID: id, Err: &NoBundleError{TrustDomain: id.TrustDomain()}}
 	}
 	if bundle.td != id.TrustDomain() {
 		// A source that answers for another domain would let one domain's
 		// authorities vouch for another's workloads.
-		return ID{}, &VerifyError{ID: id, Err: fmt.Errorf("the bundle source answered with the bundle of %q", bundle.td)}
+		return ID{}, nil, &VerifyError{ID: id, Err: fmt.Errorf("the bundle source answered with the bundle of %q", bundle.td)}
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range certs[1:] {
 		intermediates.AddCert(c)
 	}
-	_, err = leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots:         bundle.pool,
 		Intermediates: intermediates,
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
-		return ID{}, &VerifyError{ID: id, Err: explainPath(leaf, bundle, now, err)}
+		return ID{}, nil, &VerifyError{ID: id, Err: explainPath(leaf, bundle, now, err)}
 	}
-	return id, nil
+	return id, chains, nil
 }
 
 // ClaimedID reads the ID that a leaf claims, and proves nothing: anybody can

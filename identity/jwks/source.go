@@ -9,12 +9,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/identity/inputfile"
 )
 
 // Source is where a JWK Set is read: a [File] or an [HTTPS].
@@ -40,35 +39,12 @@ const (
 type File string
 
 // Load reads the file.
-func (f File) Load(context.Context) ([]byte, error) { return readFile(string(f), maxDocument) }
+func (f File) Load(context.Context) ([]byte, error) { return inputfile.Read(string(f), maxDocument) }
 
 func (f File) interval() time.Duration { return fileInterval }
 
 // String returns the path.
 func (f File) String() string { return string(f) }
-
-// readFile reads a small file, and never more than most bytes of it.
-func readFile(path string, most int) ([]byte, error) {
-	// Without O_NONBLOCK, opening a FIFO would wait for a writer without end.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err // names the operation and the path
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("reading %q: it is not a regular file", path)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > most {
-		return nil, fmt.Errorf("reading %q: it has more than %d bytes", path, most)
-	}
-	return b, nil
-}
 
 // HTTPS is a JWK Set at an https URL. Its files are read again for each
 // request, so that they can be replaced at any time.
@@ -166,7 +142,7 @@ func hint(status int) string {
 // client makes a client for one request. Requests are rare, so a connection is
 // not kept: the CA file counts as it is now.
 func (h HTTPS) client() (*http.Client, error) {
-	pem, err := readFile(h.CAFile, identity.MaxCertificatePEM)
+	pem, err := inputfile.Read(h.CAFile, identity.MaxCertificatePEM)
 	if err != nil {
 		return nil, fmt.Errorf("fetching keys from %q: %w", h.URL, err)
 	}
@@ -192,7 +168,7 @@ func (h HTTPS) client() (*http.Client, error) {
 
 // readToken reads a bearer token from a file.
 func readToken(path string) (string, error) {
-	b, err := readFile(path, maxTokenFile)
+	b, err := inputfile.Read(path, maxTokenFile)
 	if err != nil {
 		return "", err
 	}

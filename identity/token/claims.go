@@ -18,6 +18,7 @@ type Claims struct {
 	pod, node                 object
 	id                        string
 	expires, issuedAt         time.Time
+	notBefore                 time.Time
 }
 
 // object is a Kubernetes object that a token is bound to.
@@ -57,7 +58,7 @@ func (c *Claims) Expires() time.Time { return c.expires }
 func (c *Claims) IssuedAt() time.Time { return c.issuedAt }
 
 // rawClaims is the JSON of the claims that are read. Its types note what is of
-// the wrong kind (null too) instead of failing, so that readClaims can name it.
+// the wrong kind (null too) instead of failing, so that check can name it.
 type rawClaims struct {
 	Issuer    text     `json:"iss"`
 	Subject   text     `json:"sub"`
@@ -79,16 +80,22 @@ type rawObject struct {
 	UID  text `json:"uid"`
 }
 
-// readClaims parses claims. The decoder is go-jose's, not the standard
-// library's: it distinguishes "iss" from "ISS" and refuses repeated members.
-func readClaims(payload []byte) (*rawClaims, *InvalidError) {
-	if !utf8.Valid(payload) {
-		return nil, invalidf("its claims are not UTF-8")
-	}
+// parseClaims parses claims that nobody may have verified; [rawClaims.check] comes
+// later. The decoder is go-jose's, not the standard library's: it distinguishes "iss"
+// from "ISS" and refuses repeated members.
+func parseClaims(payload []byte) (*rawClaims, *InvalidError) {
 	var c rawClaims
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return nil, invalidf("its claims are not the JSON of a token: %s", quote(err.Error()))
 	}
+	if !utf8.Valid(payload) {
+		return nil, invalidf("its claims are not UTF-8")
+	}
+	return &c, nil
+}
+
+// check names what is of the wrong kind, or missing.
+func (c *rawClaims) check() *InvalidError {
 	for _, t := range []struct {
 		name string
 		text
@@ -98,7 +105,7 @@ func readClaims(payload []byte) (*rawClaims, *InvalidError) {
 		{"kubernetes.io.serviceaccount.uid", c.Kube.ServiceAccount.UID},
 	} {
 		if t.wrong != "" {
-			return nil, invalidf("its %q is %s, not a string", t.name, t.wrong)
+			return invalidf("its %q is %s, not a string", t.name, t.wrong)
 		}
 	}
 	for _, t := range []struct {
@@ -107,33 +114,15 @@ func readClaims(payload []byte) (*rawClaims, *InvalidError) {
 	}{{"exp", c.Expires}, {"nbf", c.NotBefore}, {"iat", c.IssuedAt}} {
 		switch {
 		case t.wrong != "":
-			return nil, invalidf("its %q is %s; a time is a whole number of seconds after 1970, until the year 9999", t.name, t.wrong)
+			return invalidf("its %q is %s; a time is a whole number of seconds after 1970, until the year 9999", t.name, t.wrong)
 		case t.n == 0:
-			return nil, invalidf("it has no %q", t.name)
+			return invalidf("it has no %q", t.name)
 		}
 	}
 	if c.Audience.wrong != "" {
-		return nil, invalidf(`its "aud" is %s; a string is expected, or an array of at most %d`, c.Audience.wrong, maxAudiences)
+		return invalidf(`its "aud" is %s; a string is expected, or an array of at most %d`, c.Audience.wrong, maxAudiences)
 	}
-	return &c, nil
-}
-
-// claimedIssuer reads "iss" from bytes that nobody has verified. It selects the
-// keys to try and is checked again afterwards.
-func claimedIssuer(payload []byte) (string, *InvalidError) {
-	var c struct {
-		Issuer text `json:"iss"`
-	}
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return "", invalidf("its claims are not the JSON of a token: %s", quote(err.Error()))
-	}
-	if c.Issuer.wrong != "" {
-		return "", invalidf("its %q is %s, not a string", "iss", c.Issuer.wrong)
-	}
-	if c.Issuer.s == "" {
-		return "", invalidf("it names no issuer")
-	}
-	return c.Issuer.s, nil
+	return nil
 }
 
 // seconds is a NumericDate (RFC 7519 §2) of whole seconds after 1970; 0 if there
@@ -234,20 +223,17 @@ func parseSubject(sub string) (namespace, serviceAccount string, ok bool) {
 }
 
 // times judges "exp", "nbf" and "iat" against the wall clock.
-func (c *Claims) times(raw *rawClaims, now time.Time) *InvalidError {
+func (c *Claims) times(now time.Time) *InvalidError {
 	now = now.Round(0)
-	c.expires = time.Unix(raw.Expires.n, 0).UTC()
-	c.issuedAt = time.Unix(raw.IssuedAt.n, 0).UTC()
-	notBefore := time.Unix(raw.NotBefore.n, 0).UTC()
 	switch {
-	case raw.Expires.n <= raw.IssuedAt.n:
+	case !c.expires.After(c.issuedAt):
 		return invalidf("it ends at %s, not after it was issued at %s", stamp(c.expires), stamp(c.issuedAt))
 	case !now.Before(c.expires.Add(leeway)):
 		return invalidf("expired %s ago (at %s, leeway %s); the kubelet refreshes projected tokens, so the file was not re-read or the node's clock is off",
 			now.Sub(c.expires).Round(time.Second), stamp(c.expires), leeway)
-	case now.Before(notBefore.Add(-leeway)):
+	case now.Before(c.notBefore.Add(-leeway)):
 		return invalidf("not valid for another %s (before %s, leeway %s); the issuer's clock and this one differ",
-			notBefore.Sub(now).Round(time.Second), stamp(notBefore), leeway)
+			c.notBefore.Sub(now).Round(time.Second), stamp(c.notBefore), leeway)
 	case now.Before(c.issuedAt.Add(-leeway)):
 		return invalidf("issued %s from now (at %s, leeway %s); the issuer's clock and this one differ",
 			c.issuedAt.Sub(now).Round(time.Second), stamp(c.issuedAt), leeway)

@@ -23,6 +23,9 @@
 //   - A member that occurs twice, in the header or in the claims that are read,
 //     makes the token invalid (RFC 7519 §4 leaves it to us).
 //
+// An issuer may be asked itself instead (a [Reviewer]): then its answer takes the
+// place of the signature, and everything else is judged as always.
+//
 // What the package does not do: it cannot know that a pod has been deleted since
 // its token was minted. Asking the cluster is the caller's business.
 package token

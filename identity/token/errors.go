@@ -25,14 +25,18 @@ func (e *InvalidError) Error() string {
 	return "token: " + e.Reason
 }
 
-// UnavailableError says that the issuer's keys are out of reach: nothing is
+// UnavailableError says that the issuer's keys, or its own word, cannot be had: nothing is
 // known about the token, and the same one may be good in a moment.
 type UnavailableError struct {
 	Issuer string
+	Asked  bool // the issuer was to judge itself
 	Err    error
 }
 
 func (e *UnavailableError) Error() string {
+	if e.Asked {
+		return fmt.Sprintf("token: issuer %s cannot be asked: %v", quote(e.Issuer), e.Err)
+	}
 	return fmt.Sprintf("token: keys of issuer %s are out of reach: %v", quote(e.Issuer), e.Err)
 }
 

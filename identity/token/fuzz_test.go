@@ -47,13 +47,13 @@ func FuzzHeader(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	f.Fuzz(func(t *testing.T, header []byte) {
-		var r rawToken
-		if bad := r.readHeader(header); bad != nil {
+	f.Fuzz(func(t *testing.T, decoded []byte) {
+		var h header
+		if bad := h.read(base64.RawURLEncoding.EncodeToString(decoded)); bad != nil {
 			return
 		}
-		if !slices.Contains(allAlgorithms, r.alg) || r.kid == "" || len(r.kid) > maxKeyID {
-			t.Fatalf("accepted algorithm %q and key %q", r.alg, r.kid)
+		if !slices.Contains(allAlgorithms, h.alg) || h.kid == "" || len(h.kid) > maxKeyID {
+			t.Fatalf("accepted algorithm %q and key %q", h.alg, h.kid)
 		}
 	})
 }
@@ -70,9 +70,8 @@ func FuzzClaims(f *testing.F) {
 	now := time.Unix(1500, 0)
 	i := &issuer{url: "i", requirePod: true, audiences: []limit{{"meshca", time.Hour}}}
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		claimedIssuer(payload)
-		raw, bad := readClaims(payload)
-		if bad != nil {
+		raw, bad := parseClaims(payload)
+		if bad != nil || raw.check() != nil {
 			return
 		}
 		c, bad := i.judge(raw, now)
@@ -98,7 +97,7 @@ func FuzzSplit(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, compact string) {
-		r, bad := split(compact)
+		r, bad := split(compact, nil)
 		if bad != nil {
 			return
 		}
@@ -106,8 +105,12 @@ func FuzzSplit(f *testing.F) {
 		if len(part) != 3 || base64.RawURLEncoding.EncodeToString(r.payload) != part[1] {
 			t.Fatalf("accepted %q", compact)
 		}
-		if _, bad := r.verified(nil); bad == nil {
+		if _, bad := r.verify(nil); bad == nil {
 			t.Fatal("verified without a key")
+		}
+		// A header that is known gives what reading it gives.
+		if again, bad := split(compact, &r.header); bad != nil || again.header != r.header {
+			t.Fatalf("read once as %+v, and again as %+v: %v", r.header, again, bad)
 		}
 	})
 }

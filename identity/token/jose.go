@@ -1,6 +1,7 @@
 package token
 
 import (
+	"crypto"
 	"encoding/base64"
 	"slices"
 	"strings"
@@ -18,18 +19,25 @@ const (
 // rawToken is a token taken apart, with nothing in it verified.
 type rawToken struct {
 	signed    string // what the signature is over: header and claims as they were sent
-	alg       string
-	kid       string
+	header    header
 	payload   []byte // unverified: good for choosing the issuer only
 	signature []byte
+}
+
+// header is what a token's header says.
+type header struct {
+	text string // as it was sent
+	alg  string
+	kid  string
 }
 
 // strict refuses what RFC 7515 §2 does not allow: padding, and bits that decode
 // to nothing, by which one signature could be written in several ways.
 var strict = base64.RawURLEncoding.Strict()
 
-// split takes apart a compact JWS. The cheap bounds come first.
-func split(compact string) (*rawToken, *InvalidError) {
+// split takes apart a compact JWS. The cheap bounds come first. A header that is last,
+// byte for byte, says the same again: an issuer's tokens differ in their claims.
+func split(compact string, last *header) (*rawToken, *InvalidError) {
 	if compact == "" {
 		return nil, invalidf("there is none")
 	}
@@ -53,17 +61,13 @@ func split(compact string) (*rawToken, *InvalidError) {
 	}
 	h, rest, _ := strings.Cut(compact, ".")
 	p, s, _ := strings.Cut(rest, ".")
-	if n := strict.DecodedLen(len(h)); n > maxHeader {
-		return nil, invalidf("its header has %d bytes; at most %d are read", n, maxHeader)
-	}
-	header, err := strict.DecodeString(h)
-	if err != nil {
-		return nil, invalidf("its header is not base64url")
-	}
 	t := &rawToken{signed: compact[:len(h)+1+len(p)]}
-	if bad := t.readHeader(header); bad != nil {
+	if last != nil && last.text == h {
+		t.header = *last
+	} else if bad := t.header.read(h); bad != nil {
 		return nil, bad
 	}
+	var err error
 	if t.payload, err = strict.DecodeString(p); err != nil {
 		return nil, invalidf("its claims are not base64url")
 	}
@@ -73,11 +77,17 @@ func split(compact string) (*rawToken, *InvalidError) {
 	return t, nil
 }
 
-// readHeader takes "alg" and "kid" from a header that holds nothing else of
-// consequence.
-func (t *rawToken) readHeader(header []byte) *InvalidError {
+// read takes "alg" and "kid" from a header that holds nothing else of consequence.
+func (h *header) read(encoded string) *InvalidError {
+	if n := strict.DecodedLen(len(encoded)); n > maxHeader {
+		return invalidf("its header has %d bytes; at most %d are read", n, maxHeader)
+	}
+	decoded, err := strict.DecodeString(encoded)
+	if err != nil {
+		return invalidf("its header is not base64url")
+	}
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(header, &members); err != nil || members == nil {
+	if err := json.Unmarshal(decoded, &members); err != nil || members == nil {
 		return invalidf("its header is not a JSON object with unique members")
 	}
 	var alg, kid, typ text
@@ -100,31 +110,32 @@ func (t *rawToken) readHeader(header []byte) *InvalidError {
 	if kid.s == "" || len(kid.s) > maxKeyID {
 		return invalidf("its key ID has %d bytes; 1 to %d are expected", len(kid.s), maxKeyID)
 	}
-	t.alg, t.kid = alg.s, kid.s
+	// A copy, since what is remembered must not hold a whole token.
+	*h = header{text: strings.Clone(encoded), alg: alg.s, kid: kid.s}
 	return nil
 }
 
-// verified checks the signature with each key that allows the header's
-// algorithm and returns the bytes that were signed. Several keys under one ID
-// are all tried: whoever published them vouched for each.
-func (t *rawToken) verified(keys []Key) ([]byte, *InvalidError) {
+// verify checks the signature with each key that allows the header's algorithm, and
+// returns the one that it is by.
+// Several keys under one ID are all tried: whoever published them vouched for each.
+func (t *rawToken) verify(keys []Key) (crypto.PublicKey, *InvalidError) {
 	usable := false
 	for _, k := range keys {
-		if k.ID != t.kid || !k.allows(t.alg) {
+		if k.ID != t.header.kid || !k.allows(t.header.alg) {
 			continue
 		}
 		usable = true
-		if k.Verify(t.alg, []byte(t.signed), t.signature) {
-			return t.payload, nil
+		if k.Verify(t.header.alg, []byte(t.signed), t.signature) {
+			return k.Public, nil
 		}
 	}
 	switch {
 	case len(keys) == 0:
-		return nil, invalidf("it is signed with key %s, which its issuer does not publish; the issuer's keys were replaced, or somebody else signed it", quote(t.kid))
+		return nil, invalidf("it is signed with key %s, which its issuer does not publish; the issuer's keys were replaced, or somebody else signed it", quote(t.header.kid))
 	case !usable:
-		return nil, invalidf("it says that it is signed by %s, for which key %s is not to be used", t.alg, quote(t.kid))
+		return nil, invalidf("it says that it is signed by %s, for which key %s is not to be used", t.header.alg, quote(t.header.kid))
 	}
-	return nil, invalidf("its signature does not match key %s", quote(t.kid))
+	return nil, invalidf("its signature does not match key %s", quote(t.header.kid))
 }
 
 // text is a JSON string; empty if there is none.
@@ -138,7 +149,22 @@ func (t *text) UnmarshalJSON(b []byte) error {
 		*t = text{wrong: kind}
 		return nil
 	}
+	// Nearly all are plain, and need no decoder of their own.
+	if plain := b[1 : len(b)-1]; isPlain(plain) {
+		t.s = string(plain)
+		return nil
+	}
 	return json.Unmarshal(b, &t.s)
+}
+
+// isPlain reports whether what is between a JSON string's quotes stands for itself.
+func isPlain(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // kindOf names a JSON value without repeating it.

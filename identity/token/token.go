@@ -3,9 +3,11 @@ package token
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,8 +28,12 @@ type Config struct {
 // Issuer is one that is believed.
 type Issuer struct {
 	// URL is compared with "iss" byte for byte. No key is ever fetched from it.
-	URL  string
+	URL string
+	// Keys verify the issuer's tokens. Either they or Review must be given, and
+	// where one fails the other does not step in.
 	Keys KeySource
+	// Review has each token judged by the issuer itself instead.
+	Review Reviewer
 	// Audiences holds, for each audience that tokens may be addressed to, the
 	// longest lifetime ("exp" − "iat") of a token that is.
 	Audiences map[string]time.Duration
@@ -36,15 +42,29 @@ type Issuer struct {
 	RequirePod bool
 }
 
+// Reviewer asks an issuer about its tokens. It is safe for concurrent use.
+type Reviewer interface {
+	// Review returns nil if a token is the issuer's, is good for the audience of
+	// the claims, and is about what they say. They are from the token and judged, but
+	// nobody has verified them before Review has. An [*InvalidError] says that the
+	// token proves nothing; every other error, that this cannot be told.
+	Review(ctx context.Context, raw string, claims *Claims) error
+}
+
 // Verifier verifies tokens. It is safe for concurrent use.
 type Verifier struct {
 	issuers map[string]*issuer
 	now     func() time.Time
+	// header is that of the last token that was good. What a stranger sends never
+	// takes its place.
+	header atomic.Pointer[header]
+	memo   memo
 }
 
 type issuer struct {
 	url        string
 	keys       KeySource
+	review     Reviewer
 	audiences  []limit // the shortest limit first
 	requirePod bool
 }
@@ -82,12 +102,14 @@ func newIssuer(c Issuer) (*issuer, error) {
 		return nil, errors.New("its URL is empty")
 	case c.URL == legacyIssuer:
 		return nil, errors.New("tokens from Secrets never expire and are bound to no pod; use projected tokens")
-	case c.Keys == nil:
+	case c.Keys == nil && c.Review == nil:
 		return nil, errors.New("it has no source of keys")
+	case c.Keys != nil && c.Review != nil:
+		return nil, errors.New("it has a source of keys and is to be asked itself; only one of the two can decide")
 	case len(c.Audiences) == 0:
 		return nil, errors.New("it has no audience; a token for anybody would do")
 	}
-	i := &issuer{url: c.URL, keys: c.Keys, requirePod: c.RequirePod}
+	i := &issuer{url: c.URL, keys: c.Keys, review: c.Review, requirePod: c.RequirePod}
 	for name, longest := range c.Audiences {
 		if name == "" {
 			return nil, errors.New("one of its audiences is empty")
@@ -103,29 +125,47 @@ func newIssuer(c Issuer) (*issuer, error) {
 	return i, nil
 }
 
+// Knows reports whether tokens of an issuer are believed.
+func (v *Verifier) Knows(issuer string) bool { return v.issuers[issuer] != nil }
+
 // Verify verifies a token in the compact form, without a "Bearer" prefix. The
 // error is an [*InvalidError] if the token proves nothing, and an
 // [*UnavailableError] if that cannot be told.
 func (v *Verifier) Verify(ctx context.Context, raw string) (*Claims, error) {
-	t, bad := split(raw)
+	var d digest
+	if len(raw) <= maxToken { // and no work for what is refused for its length
+		d = sha256.Sum256([]byte(raw))
+		if known := v.remembered(ctx, d, v.now()); known != nil {
+			return known, nil
+		}
+	}
+	t, bad := split(raw, v.header.Load())
 	if bad != nil {
 		return nil, bad
 	}
-	iss, bad := v.issuerOf(t.payload)
+	// The claims are parsed once, before anybody has verified them, since the issuer
+	// that they name selects the keys. Nothing else is taken from them until a key of
+	// that issuer has verified the bytes that they were parsed from.
+	read, bad := parseClaims(t.payload)
 	if bad != nil {
 		return nil, bad
 	}
-	keys, err := iss.keys.Keys(ctx, t.kid)
+	iss, bad := v.issuerOf(read)
+	if bad != nil {
+		return nil, bad
+	}
+	if iss.review != nil {
+		return iss.reviewed(ctx, raw, read, v.now())
+	}
+	keys, err := iss.keys.Keys(ctx, t.header.kid)
 	if err != nil {
 		return nil, &UnavailableError{Issuer: iss.url, Err: err}
 	}
-	// From here on only bytes that a key of the issuer has signed are read.
-	payload, bad := t.verified(keys)
+	key, bad := t.verify(keys)
 	if bad != nil {
 		return nil, bad
 	}
-	read, bad := readClaims(payload)
-	if bad != nil {
+	if bad := read.check(); bad != nil {
 		return nil, bad
 	}
 	claims, bad := iss.judge(read, v.now())
@@ -133,14 +173,44 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (*Claims, error) {
 		bad.Subject = read.Subject.s
 		return nil, bad
 	}
+	h := v.header.Load()
+	if h == nil || h.text != t.header.text {
+		own := t.header // alone, not the token that it is a part of
+		h = &own
+		v.header.Store(h)
+	}
+	v.memo.add(d, remembered{claims: claims, issuer: iss, header: h, key: key})
 	return claims, nil
 }
 
-// issuerOf finds the issuer that a token claims to be of.
-func (v *Verifier) issuerOf(payload []byte) (*issuer, *InvalidError) {
-	name, bad := claimedIssuer(payload)
+// reviewed has the issuer judge a token. What the token itself is refused for
+// costs no question, and no error before the answer names whose it is.
+func (i *issuer) reviewed(ctx context.Context, raw string, read *rawClaims, now time.Time) (*Claims, error) {
+	if bad := read.check(); bad != nil {
+		return nil, bad
+	}
+	claims, bad := i.judge(read, now)
 	if bad != nil {
 		return nil, bad
+	}
+	err := i.review.Review(ctx, raw, claims)
+	if err == nil {
+		return claims, nil
+	}
+	if errors.As(err, &bad) {
+		return nil, bad
+	}
+	return nil, &UnavailableError{Issuer: i.url, Asked: true, Err: err}
+}
+
+// issuerOf finds the issuer that a token claims to be of.
+func (v *Verifier) issuerOf(read *rawClaims) (*issuer, *InvalidError) {
+	name := read.Issuer.s
+	switch {
+	case read.Issuer.wrong != "":
+		return nil, invalidf("its %q is %s, not a string", "iss", read.Issuer.wrong)
+	case name == "":
+		return nil, invalidf("it names no issuer")
 	}
 	if known := v.issuers[name]; known != nil {
 		return known, nil
@@ -162,8 +232,11 @@ func (i *issuer) judge(raw *rawClaims, now time.Time) (*Claims, *InvalidError) {
 	if raw.Issuer.s != i.url {
 		return nil, invalidf("its issuer %s is not %q", quote(raw.Issuer.s), i.url)
 	}
-	c := &Claims{issuer: i.url}
-	if bad := c.times(raw, now); bad != nil {
+	c := &Claims{
+		issuer:  i.url,
+		expires: time.Unix(raw.Expires.n, 0).UTC(), issuedAt: time.Unix(raw.IssuedAt.n, 0).UTC(), notBefore: time.Unix(raw.NotBefore.n, 0).UTC(),
+	}
+	if bad := c.times(now); bad != nil {
 		return nil, bad
 	}
 	if bad := c.addressed(raw, i.audiences); bad != nil {
