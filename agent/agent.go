@@ -27,6 +27,8 @@ type Config struct {
 	Token caclient.TokenSource
 	// Feed gets every change; required. The agent is its only publisher.
 	Feed *sds.Feed
+	// ID is the only identity to take; the zero ID leaves it to the token.
+	ID identity.ID
 	// KeyType of the private keys; empty means P-256.
 	KeyType KeyType
 	// Lifetime to ask for; zero leaves it to the CA.
@@ -58,10 +60,12 @@ func (c *Config) validate() error {
 	return nil
 }
 
-// Agent keeps one identity. Use [New], then Run.
+// Agent keeps one identity. Use [New], or [Host.Agent], then Run.
 type Agent struct {
 	conf    Config
 	td      identity.TrustDomain
+	host    *Host  // whose stream brings what the CA says; nil for a stream of its own
+	name    string // of our resource on the host's stream
 	metrics *metrics
 
 	// wake tells the renewal loop to look again, at a CA's hint.
@@ -74,7 +78,9 @@ type Agent struct {
 }
 
 // New makes an agent. It contacts nobody.
-func New(conf Config) (*Agent, error) {
+func New(conf Config) (*Agent, error) { return newAgent(conf, nil) }
+
+func newAgent(conf Config, host *Host) (*Agent, error) {
 	if err := conf.validate(); err != nil {
 		return nil, err
 	}
@@ -88,13 +94,20 @@ func New(conf Config) (*Agent, error) {
 		conf.Draw = rand.Float64
 	}
 	a := &Agent{
-		conf: conf, td: conf.CA.TrustDomain(),
+		conf: conf, td: conf.CA.TrustDomain(), host: host,
 		wake:  make(chan struct{}, 1),
 		state: state{first: make(chan struct{}), filesChanged: make(chan struct{})},
 	}
+	if host != nil {
+		a.metrics = host.metrics
+		return a, nil
+	}
 	var err error
-	a.metrics, err = newMetrics(conf.Metrics, a)
-	return a, err
+	a.metrics, err = newMetrics(conf.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.registerGauges(conf.Metrics)
 }
 
 // Run obtains the identity and keeps it until ctx ends; then it returns nil.
@@ -102,7 +115,12 @@ func New(conf Config) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { a.keepSVID(ctx); return nil })
-	g.Go(func() error { a.keepBundle(ctx); return nil })
+	if a.host != nil {
+		a.host.join(a)
+		defer a.host.leave(a)
+	} else {
+		g.Go(func() error { a.keepBundle(ctx); return nil })
+	}
 	return g.Wait()
 }
 
@@ -133,6 +151,10 @@ func (a *Agent) now() time.Time { return a.conf.Now().Round(0) }
 // including the reason why one cannot be read.
 func (a *Agent) filesPrint() [sha256.Size]byte {
 	token, err := a.conf.Token()
+	if a.host != nil {
+		// It reads the anchor for all of them.
+		return sha256.Sum256(fmt.Appendf(nil, "%q %v %x", token, err, a.host.anchorPrint()))
+	}
 	anchor, anchorErr := a.conf.CA.AnchorPEM()
 	return sha256.Sum256(fmt.Appendf(nil, "%q %v %q %v", token, err, anchor, anchorErr))
 }

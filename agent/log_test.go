@@ -80,7 +80,7 @@ func TestT18_AStuckLogHoldsUpNobodyElse(t *testing.T) {
 					_ = r.agent.Ready()
 					r.metric("meshca_agent_bundle_sequence")
 					r.feed.State()
-					_ = r.agent.untilRenewal()
+					_ = r.agent.untilRenewal(lastChance{})
 					r.agent.filesChange()
 				}()
 				select {

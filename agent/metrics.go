@@ -33,7 +33,7 @@ type metrics struct {
 	bundles  *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshca_agent_renewals_total",
@@ -50,6 +50,11 @@ func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
 	for _, result := range []string{"ack", "nack"} {
 		m.bundles.WithLabelValues(result)
 	}
+	return m, register(r, m.renewals, m.bundles)
+}
+
+// registerGauges adds what is a fact of this one identity.
+func (a *Agent) registerGauges(r prometheus.Registerer) error {
 	gauge := func(name, help string, f func(*state) float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 			a.mu.Lock()
@@ -57,8 +62,7 @@ func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
 			return f(&a.state)
 		})
 	}
-	for _, c := range []prometheus.Collector{
-		m.renewals, m.bundles,
+	return register(r,
 		gauge("meshca_agent_svid_not_after_timestamp_seconds",
 			"When the certificate in use ends; 0 while there is none.",
 			func(s *state) float64 { return s.unixIfHeld(s.term.end) }),
@@ -82,12 +86,16 @@ func newMetrics(r prometheus.Registerer, a *Agent) (*metrics, error) {
 		gauge("meshca_agent_ca_connected",
 			"1 while a stream to a CA is open.",
 			func(s *state) float64 { return number(s.connected) }),
-	} {
+	)
+}
+
+func register(r prometheus.Registerer, collectors ...prometheus.Collector) error {
+	for _, c := range collectors {
 		if err := r.Register(c); err != nil {
-			return nil, fmt.Errorf("agent: registering metrics: %w", err)
+			return fmt.Errorf("agent: registering metrics: %w", err)
 		}
 	}
-	return m, nil
+	return nil
 }
 
 func (s *state) unixIfHeld(t time.Time) float64 {

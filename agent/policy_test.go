@@ -94,23 +94,30 @@ func TestT10_PolicyStays(t *testing.T) {
 		for _, tt := range []struct {
 			name    string
 			version uint64
+			labels  uint64
 			mode    meshcav1.Mode
 			refused bool
 			held    uint64
 			now     policy.Mode
 		}{
-			{"the first", 5, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
-			{"not sent", none, 0, false, 5, policy.Strict},
-			{"not known", 0, meshcav1.Mode_MODE_DISABLE, false, 5, policy.Strict},
-			{"older, the same", 4, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
-			{"newer, the same", 6, meshcav1.Mode_MODE_STRICT, false, 6, policy.Strict},
-			{"the same version, other content", 6, meshcav1.Mode_MODE_DISABLE, true, 6, policy.Strict},
-			{"older, other content", 5, meshcav1.Mode_MODE_DISABLE, true, 6, policy.Strict},
-			{"newer, other content", 7, meshcav1.Mode_MODE_PERMISSIVE, false, 7, policy.Permissive},
+			{"the first", 5, 0, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
+			{"not sent", none, 0, 0, false, 5, policy.Strict},
+			{"not known", 0, 0, meshcav1.Mode_MODE_DISABLE, false, 5, policy.Strict},
+			{"older, the same", 4, 0, meshcav1.Mode_MODE_STRICT, false, 5, policy.Strict},
+			{"newer, the same", 6, 0, meshcav1.Mode_MODE_STRICT, false, 6, policy.Strict},
+			{"the same version, other content", 6, 0, meshcav1.Mode_MODE_DISABLE, true, 6, policy.Strict},
+			{"older, other content", 5, 0, meshcav1.Mode_MODE_DISABLE, true, 6, policy.Strict},
+			{"newer, other content", 7, 0, meshcav1.Mode_MODE_PERMISSIVE, false, 7, policy.Permissive},
+			{"newer labels", 7, 50, meshcav1.Mode_MODE_STRICT, false, 7, policy.Strict},
+			{"newer policies, older labels", 8, 49, meshcav1.Mode_MODE_PERMISSIVE, true, 7, policy.Strict},
+			{"newer policies, labels not known", 8, 0, meshcav1.Mode_MODE_PERMISSIVE, true, 7, policy.Strict},
+			{"both newer", 8, 51, meshcav1.Mode_MODE_DISABLE, false, 8, policy.Disable},
 		} {
 			w := r.policyMessage(tt.version, tt.mode)
 			if tt.version == none {
 				w.Policy = nil
+			} else {
+				w.Policy.WorkloadVersion = tt.labels
 			}
 			if tt.refused {
 				sequence++ // comes in beside it

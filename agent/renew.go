@@ -15,9 +15,10 @@ import (
 // keepSVID obtains the certificate and renews it until ctx ends.
 func (a *Agent) keepSVID(ctx context.Context) {
 	files := a.filesPrint()
+	chance := a.newLastChance()
 	var retryAt time.Time // by the monotonic clock; zero while nothing has failed
 	for {
-		wait := a.untilRenewal()
+		wait := a.untilRenewal(chance)
 		if !retryAt.IsZero() {
 			wait = max(wait, time.Until(retryAt))
 		}
@@ -39,6 +40,7 @@ func (a *Agent) keepSVID(ctx context.Context) {
 		if now := a.filesPrint(); now != files {
 			files = now
 			retryAt = time.Time{} // what was broken may be repaired
+			chance = a.newLastChance()
 			a.announceFiles()
 		}
 	}
@@ -57,16 +59,34 @@ func (a *Agent) pause(ctx context.Context, d time.Duration) bool {
 	return true
 }
 
+// newLastChance draws when to use the token once more that we hold; never where
+// it does not say when it ends.
+func (a *Agent) newLastChance() lastChance {
+	token, err := a.conf.Token()
+	if err != nil {
+		return lastChance{}
+	}
+	claims, err := caclient.ReadClaims(token)
+	if err != nil || claims.Expires.IsZero() {
+		return lastChance{}
+	}
+	return newLastChance(claims.Expires, a.conf.Draw())
+}
+
 // untilRenewal returns how long to wait for the next certificate; at once where
 // there is none.
-func (a *Agent) untilRenewal() time.Duration {
+func (a *Agent) untilRenewal(chance lastChance) time.Duration {
 	now := a.now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.state.svid == nil {
 		return 0
 	}
-	return a.state.term.untilRenewal(now)
+	wait := a.state.term.untilRenewal(now)
+	if left, ok := chance.left(a.state.term, now); ok {
+		wait = min(wait, left)
+	}
+	return wait
 }
 
 // announceFiles wakes those who wait because of a token or an anchor.
@@ -143,19 +163,32 @@ func (a *Agent) noteFailure(err error) (time.Duration, line) {
 		if refused.Definite() {
 			delay = refusedDelay(a.conf.Draw())
 		}
+		if refused.RetryAfter > 0 {
+			delay = askedDelay(refused.RetryAfter, left, a.conf.Draw())
+		}
 		// A token that proves nothing is no definite refusal, and it is asked
 		// again as after any fault; but where there is nothing to serve, the
 		// program that waits should learn that it waits in vain.
 		if !s.valid(now) && (refused.Definite() || refused.Code == codes.Unauthenticated) {
-			s.denied = err
-			a.publishLocked()
+			a.denyLocked(err)
 		}
+	}
+	var other *IDError
+	if !s.valid(now) && !a.conf.ID.IsZero() && errors.As(err, &other) {
+		// Who we are was said by somebody whom we believe more than the CA.
+		a.denyLocked(err)
 	}
 	level := slog.LevelWarn
 	if s.svid == nil || s.term.alarming(now) || isAlarm(err) {
 		level = slog.LevelError
 	}
 	return delay, line{level, describeFailure(err, delay, s, now), failureAttrs(err)}
+}
+
+// denyLocked tells callers of the Workload API that they wait in vain.
+func (a *Agent) denyLocked(why error) {
+	a.state.denied = why
+	a.publishLocked()
 }
 
 // judge raises the alarm when too little is left of the certificate in use.

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/meshca/meshca/agent/caclient"
 )
 
 // When things are done again.
@@ -17,22 +20,49 @@ const (
 
 	firstRetry   = time.Second
 	longestRetry = time.Minute
+	// longestSearch is the longest pause between two tries to reach any CA for its stream.
+	// A policy or a root that is new reaches nobody meanwhile; and a try costs a CA that
+	// is away, or not ready, next to nothing.
+	longestSearch = 8 * time.Second
 
 	// leastTerm is the least time between two certificates, whatever their
 	// lifetimes are and the CA wishes: nobody can make us a flood.
 	leastTerm = time.Second
 
+	// chanceFrom and chanceUntil are when a token that has no successor is used once
+	// more, before its end. The kubelet brings a new one after 80 % of a lifetime of
+	// 10 minutes or more, and so tokens come to this when it cannot.
+	chanceFrom  = 5 * time.Minute
+	chanceUntil = 2 * time.Minute
+
 	// alarmShare of the lifetime left, without a new certificate, is an alarm.
 	alarmShare = 4
 )
 
-// renewDelay draws how long after its issue a certificate of the given lifetime
-// is renewed: uniformly in 1/3…1/2 of it. An outage of the CA shorter than half
-// a lifetime then goes unseen, and agents that started together drift apart.
-// draw is in [0, 1).
-func renewDelay(lifetime time.Duration, draw float64) time.Duration {
+// RenewDelay is how long after its issue an agent renews a certificate of the given
+// lifetime, by a draw that is uniform in [0, 1): a moment in 1/3…1/2 of the lifetime.
+// An outage of the CA shorter than half a lifetime then goes unseen, and agents that
+// started together drift apart.
+func RenewDelay(lifetime time.Duration, draw float64) time.Duration {
 	third, half := float64(lifetime)/3, float64(lifetime)/2
 	return time.Duration(third + draw*(half-third))
+}
+
+// lastChance is when to renew by a token that is about to end: who has a new
+// certificate then outlives an outage of those who make tokens by a whole
+// lifetime. The zero lastChance is none.
+type lastChance struct{ at, end time.Time }
+
+func newLastChance(end time.Time, draw float64) lastChance {
+	return lastChance{at: end.Add(-chanceFrom + time.Duration(draw*float64(chanceFrom-chanceUntil))), end: end}
+}
+
+// left returns how long to wait for it; false where it is taken, or gone.
+func (c lastChance) left(t term, now time.Time) (time.Duration, bool) {
+	if c.at.IsZero() || !t.issued.Before(c.at) || !now.Before(c.end) {
+		return 0, false
+	}
+	return max(c.at.Sub(now), leastTerm-time.Since(t.received)), true
 }
 
 // retryDelay draws how long to wait after the given number of failures in a
@@ -53,10 +83,32 @@ func retryDelay(failures int, left, lifetime time.Duration, draw float64) time.D
 	return max(time.Duration(draw*float64(ceiling)), ceiling/20)
 }
 
+// followDelay draws how long to wait before the next stream, after the given number
+// of failures in a row and the last one.
+func followDelay(failures int, err error, draw float64) time.Duration {
+	delay := retryDelay(failures, 0, 0, draw)
+	var away *caclient.UnreachableError
+	if errors.As(err, &away) {
+		return min(delay, max(time.Duration(draw*float64(longestSearch)), longestSearch/20))
+	}
+	return delay
+}
+
 // refusedDelay draws how long to wait after a definite refusal. Asking again is
 // only for the case that somebody changes the CA's mind, so it is done rarely.
 func refusedDelay(draw float64) time.Duration {
 	return longestRetry/2 + time.Duration(draw*float64(longestRetry/2))
+}
+
+// askedDelay is how long to wait where a CA that is busy has said when to come back:
+// up to a tenth longer, since clocks and queues are not exact; never nothing at all,
+// and no longer than a quarter of what is left of the current certificate, or a second.
+func askedDelay(asked, left time.Duration, draw float64) time.Duration {
+	most := longestRetry
+	if left > 0 {
+		most = min(most, max(left/4, firstRetry))
+	}
+	return min(max(asked, firstRetry/20)+time.Duration(draw*float64(asked)/10), most)
 }
 
 // term is the life of the certificate in use, by both clocks.
@@ -69,7 +121,7 @@ type term struct {
 }
 
 func newTerm(now, end time.Time, draw float64) term {
-	delay := renewDelay(end.Sub(now), draw)
+	delay := RenewDelay(end.Sub(now), draw)
 	return term{issued: now, end: end, renewAt: now.Add(delay), received: time.Now(), delay: delay}
 }
 

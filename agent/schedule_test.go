@@ -1,16 +1,22 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/meshca/meshca/agent/caclient"
 )
 
 func TestRenewDelayIsInTheWindow(t *testing.T) {
 	for _, lifetime := range []time.Duration{10 * time.Second, time.Hour, 24 * time.Hour} {
-		if got := renewDelay(lifetime, 0); got != lifetime/3 {
+		if got := RenewDelay(lifetime, 0); got != lifetime/3 {
 			t.Errorf("%v: earliest %v", lifetime, got)
 		}
-		if got := renewDelay(lifetime, 0.9999999); got > lifetime/2 || got < lifetime/2-time.Second {
+		if got := RenewDelay(lifetime, 0.9999999); got > lifetime/2 || got < lifetime/2-time.Second {
 			t.Errorf("%v: latest %v", lifetime, got)
 		}
 	}
@@ -58,6 +64,25 @@ func TestApprox(t *testing.T) {
 	} {
 		if got := approx(d); got != want {
 			t.Errorf("%v: %q, not %q", d, got, want)
+		}
+	}
+}
+
+// A CA that nobody reaches is looked for often; one that ends streams, or refuses
+// them, is not hammered.
+func TestL4_FollowDelay(t *testing.T) {
+	away := fmt.Errorf("no stream: %w", &caclient.UnreachableError{Doing: "%s", Attempts: []caclient.Attempt{{Address: "a:1", Err: errors.New("no")}}})
+	for failures := range 20 {
+		if got, most := followDelay(failures+1, away, 0.999999), min(firstRetry<<failures, longestSearch); got > most || got < most*9/10 {
+			t.Errorf("after %d failures to reach one: %v, want at most %v", failures+1, got, most)
+		}
+		if got := followDelay(failures+1, away, 0); got <= 0 {
+			t.Errorf("after %d failures: a busy loop", failures+1)
+		}
+	}
+	for _, err := range []error{nil, &caclient.RefusedError{Code: codes.PermissionDenied}} {
+		if got := followDelay(20, err, 0.999999); got < longestRetry*9/10 {
+			t.Errorf("after %v: %v", err, got)
 		}
 	}
 }

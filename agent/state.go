@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,6 +73,18 @@ func (e *IDError) Error() string {
 	return fmt.Sprintf("it is about %s, but this agent is %s", e.Got, e.Held)
 }
 
+// checkID refuses what is about somebody else. The state is locked.
+func (a *Agent) checkID(got identity.ID) error {
+	held := a.conf.ID
+	if a.state.svid != nil {
+		held = a.state.svid.ID()
+	}
+	if !held.IsZero() && got != held {
+		return &IDError{Held: held, Got: got}
+	}
+	return nil
+}
+
 // StaleError says that a CA sent an older bundle than the one in use.
 type StaleError struct{ Held, Got uint64 }
 
@@ -95,8 +108,8 @@ func (e *ConflictError) Error() string {
 // it holds, makes it the identity in use. Otherwise the old one stays.
 //
 //  1. The chain is an X509-SVID for key.
-//  2. It is of the configured trust domain, and has the ID that we had before:
-//     a renewal never changes who we are.
+//  2. It is of the configured trust domain, and has the ID that we were told
+//     to have, or had before: a renewal never changes who we are.
 //  3. It has begun, by our clock.
 //  4. It verifies as a client's and as a server's against the bundle in use, as
 //     our peers will do it. Only where the stream has not brought a bundle yet
@@ -113,8 +126,8 @@ func (a *Agent) take(signed *caclient.Signed, key crypto.Signer) error {
 	if td := svid.ID().TrustDomain(); td != a.td {
 		return fmt.Errorf("the new certificate is for %s; this agent belongs to trust domain %q", svid.ID(), a.td)
 	}
-	if s.svid != nil && svid.ID() != s.svid.ID() {
-		return &IDError{Held: s.svid.ID(), Got: svid.ID()}
+	if err := a.checkID(svid.ID()); err != nil {
+		return err
 	}
 	if begins := svid.Leaf().NotBefore; now.Before(begins) {
 		return &ClockError{Begins: begins, Now: now}
@@ -143,12 +156,8 @@ func (a *Agent) take(signed *caclient.Signed, key crypto.Signer) error {
 // believable reports whether peers that hold bundle will accept svid in both
 // roles.
 func believable(svid *identity.SVID, bundle *identity.Bundle, now time.Time) error {
-	for _, role := range []identity.Role{identity.Server, identity.Client} {
-		if _, err := identity.Verify(svid.Certificates(), role, bundle, now); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := identity.VerifyBoth(svid.Certificates(), bundle, now)
+	return err
 }
 
 // apply takes over what the CA's stream says, or refuses it.
@@ -171,8 +180,8 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s, now := &a.state, a.now()
-	if s.svid != nil && w.ID != s.svid.ID() {
-		return nil, &IDError{Held: s.svid.ID(), Got: w.ID}
+	if err := a.checkID(w.ID); err != nil {
+		return nil, err
 	}
 	if err := s.newer(w.Bundle); err != nil {
 		return nil, err
@@ -184,13 +193,15 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 		s.policy = w.Policy
 	}
 	changed := s.bundle == nil || !s.bundle.Equal(w.Bundle)
+	// What verified against these authorities does so under another sequence.
+	believed := s.bundle != nil && slices.EqualFunc(s.bundle.Authorities(), w.Bundle.Authorities(), (*x509.Certificate).Equal)
 	s.bundle, s.streamed = w.Bundle, true
 	if changed || newPolicy {
 		a.publishLocked()
 	}
 	if newPolicy {
 		lines = append(lines, line{slog.LevelInfo, "policy taken over", []any{
-			"version", s.policy.Version, "mode", s.policy.Mode.String(), "source", s.policy.Source.String(), "ports", s.policy.DescribePorts()}})
+			"version", s.policy.Version, "workload_version", s.policy.WorkloadVersion, "mode", s.policy.Mode.String(), "source", s.policy.Source.String(), "ports", s.policy.DescribePorts()}})
 	}
 	if changed {
 		lines = append(lines, line{slog.LevelInfo, "trust bundle taken over", []any{"trust_domain", a.td.String(),
@@ -200,7 +211,7 @@ func (a *Agent) takeOver(w wire.Workload) (lines []line, err error) {
 		return lines, refused
 	}
 	switch {
-	case changed && s.valid(now) && believable(s.svid, s.bundle, now) != nil:
+	case changed && !believed && s.valid(now) && believable(s.svid, s.bundle, now) != nil:
 		// Peers with the same bundle have stopped to believe us.
 		s.term.renewAt = now
 		lines = append(lines, orphaned(s.svid, s.bundle))

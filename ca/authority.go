@@ -25,15 +25,23 @@ const DefaultIntermediateLifetime = 72 * time.Hour
 type Config struct {
 	TrustDomain identity.TrustDomain // required
 	Upstream    Upstream             // required
-	Audit       Auditor              // required: nothing is signed without a trail
-	Leaf        LeafConfig
+	// Roots keeps the bundle if Upstream counts no versions of its roots; nil for one
+	// that does.
+	Roots RootKeeper
+	Audit Auditor // required: nothing is signed without a trail
+	Leaf  LeafConfig
 	// IntermediateLifetime is what the upstream is asked for; zero means 72 h.
 	// It must be at least twice the leaf ceiling: an intermediate is replaced at
 	// half of its life, and until then no leaf shall be cut short by its end.
 	IntermediateLifetime time.Duration
-	Now                  func() time.Time      // nil means time.Now
-	Log                  *slog.Logger          // nil means no log
-	Metrics              prometheus.Registerer // nil means none
+	// MaySign is asked before each certificate and by [Authority.Ready]: while it
+	// returns an error, nothing is signed. A replica that may have missed that
+	// another issuer is to be used says so here. It must answer at once; nil means
+	// always.
+	MaySign func() error
+	Now     func() time.Time      // nil means time.Now
+	Log     *slog.Logger          // nil means no log
+	Metrics prometheus.Registerer // nil means none
 }
 
 // Authority signs for one trust domain. Its methods are safe for concurrent
@@ -41,14 +49,22 @@ type Config struct {
 type Authority struct {
 	td                   identity.TrustDomain
 	upstream             Upstream
+	roots                RootKeeper // nil if the upstream keeps its roots itself
 	audit                Auditor
 	leaf                 LeafConfig
 	intermediateLifetime time.Duration
 	clock                func() time.Time
+	maySign              func() error
 	log                  *slog.Logger
 	metrics              *metrics
 	random               io.Reader                     // of serial numbers
 	newKey               func() (crypto.Signer, error) // of intermediates
+
+	// Run's own.
+	changes Changer         // nil if the upstream is none
+	changed <-chan struct{} // of changes
+	stale   bool            // the upstream has changed since it was last asked with success
+	rooted  <-chan struct{} // of roots; nil, which never is ready, without one
 
 	// Written by Run only; read by anybody.
 	active  atomic.Pointer[issuer]
@@ -80,9 +96,9 @@ func New(c Config) (*Authority, error) {
 			c.TrustDomain, c.IntermediateLifetime, c.Leaf.Ceiling, 2*c.Leaf.Ceiling)
 	}
 	a := &Authority{
-		td: c.TrustDomain, upstream: c.Upstream, audit: c.Audit, leaf: c.Leaf,
-		intermediateLifetime: c.IntermediateLifetime,
-		clock:                c.Now, log: c.Log, random: rand.Reader, newKey: newP256,
+		td: c.TrustDomain, upstream: c.Upstream, roots: c.Roots, audit: c.Audit, leaf: c.Leaf,
+		intermediateLifetime: c.IntermediateLifetime, maySign: c.MaySign,
+		clock: c.Now, log: c.Log, random: rand.Reader, newKey: newP256,
 	}
 	if a.clock == nil {
 		a.clock = time.Now
@@ -143,6 +159,11 @@ func (a *Authority) activate(is *issuer) {
 
 // current returns the issuer to sign with.
 func (a *Authority) current() (*issuer, error) {
+	if a.maySign != nil {
+		if err := a.maySign(); err != nil {
+			return nil, &NotReadyError{Reason: "it may not sign now", Err: err}
+		}
+	}
 	is := a.active.Load()
 	if is == nil {
 		return nil, a.noIssuer()

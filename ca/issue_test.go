@@ -243,7 +243,7 @@ func TestV52_OneSigningFunction(t *testing.T) {
 	})
 	check(t, err)
 	for function, want := range map[string][]string{
-		"CreateCertificate": {"ca/issue.go makeLeaf", "ca/self/init.go makeRoot", "ca/self/open.go SignIntermediate"},
+		"CreateCertificate": {"ca/issue.go makeLeaf", "ca/root.go NewRoot", "ca/rootsign.go Sign"},
 		"makeLeaf":          {"ca/issue.go sign"},
 	} {
 		var got []string

@@ -8,8 +8,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/meshca/meshca/identity"
@@ -20,12 +22,13 @@ import (
 // untouched by a renewal.
 type issuer struct {
 	chain   []*x509.Certificate // the intermediate first, without a root
-	key     crypto.Signer       // in this process's memory only
+	key     crypto.Signer       // in this process's memory only, unless it was given
+	given   bool                // the upstream gave its own certificate and key
 	bundle  *identity.Bundle
 	id      string    // key identifier, hex
 	began   time.Time // when it was activated, wall clock
 	begin   time.Time // NotBefore
-	end     time.Time // NotAfter; checked to be at most every ancestor's
+	end     time.Time // the earliest NotAfter up to the root
 	renewAt time.Time // half of its life
 }
 
@@ -46,24 +49,35 @@ func (a *Authority) newIssuer(ctx context.Context) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := a.now()
-	if err := checkSigned(signed, a.td, key.Public(), now); err != nil {
-		return nil, err
+	given := signed.Key != nil
+	if given {
+		key = signed.Key
 	}
-	bundle, err := a.nextBundle(signed)
+	now := a.now()
+	path, err := checkSigned(signed, a.td, key.Public(), now)
 	if err != nil {
 		return nil, err
 	}
-	c := signed.Chain[0]
-	if old := a.active.Load(); old != nil && old.cert().SerialNumber.Cmp(c.SerialNumber) == 0 {
+	c, end := signed.Chain[0], endOf(path)
+	if old := a.active.Load(); !given && old != nil && old.cert().SerialNumber.Cmp(c.SerialNumber) == 0 {
 		return nil, &MismatchError{Field: "serial number", Want: "a new one", Got: identity.SerialString(c)}
 	}
+	bundle, err := a.nextBundle(ctx, signed, path[len(path)-1])
+	if err != nil {
+		return nil, err
+	}
 	return &issuer{
-		chain: signed.Chain, key: key, bundle: bundle,
+		chain: signed.Chain, key: key, given: given, bundle: bundle,
 		id:    hex.EncodeToString(c.SubjectKeyId),
-		began: now, begin: c.NotBefore, end: c.NotAfter,
-		renewAt: now.Add(c.NotAfter.Sub(now) / 2),
+		began: now, begin: c.NotBefore, end: end,
+		renewAt: now.Add(end.Sub(now) / 2),
 	}, nil
+}
+
+// same reports whether i is o, asked for again: a certificate that was given stays
+// the same until its owner gives another.
+func (i *issuer) same(o *issuer) bool {
+	return o != nil && i.given && o.given && slices.EqualFunc(i.chain, o.chain, (*x509.Certificate).Equal)
 }
 
 func newP256() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
@@ -111,6 +125,9 @@ func (a *Authority) askUpstream(ctx context.Context, csr *x509.CertificateReques
 		}
 		return nil, err
 	}
+	if signed.Key != nil {
+		event.Key = fingerprint(signed.Chain[0].PublicKey)
+	}
 	event.Serial = identity.SerialString(signed.Chain[0])
 	event.NotAfter = signed.Chain[0].NotAfter
 	if err := a.record(ctx, Done, event); err != nil {
@@ -119,14 +136,35 @@ func (a *Authority) askUpstream(ctx context.Context, csr *x509.CertificateReques
 	return signed, nil
 }
 
-// nextBundle makes the bundle of an upstream's roots. Roots that change without
-// a higher sequence, or a sequence that falls, would be refused by every
-// consumer; they are refused here first.
-func (a *Authority) nextBundle(s *Signed) (*identity.Bundle, error) {
-	b, err := identity.NewBundle(a.td, identity.BundleConfig{Sequence: s.Sequence, Authorities: s.Roots})
-	if err != nil {
-		return nil, err
+// nextBundle makes the bundle of an upstream's roots, among which is the anchor of
+// the chain.
+func (a *Authority) nextBundle(ctx context.Context, s *Signed, anchor *x509.Certificate) (*identity.Bundle, error) {
+	if s.Sequence != 0 {
+		b, err := identity.NewBundle(a.td, identity.BundleConfig{Sequence: s.Sequence, Authorities: s.Roots})
+		if err != nil {
+			return nil, err
+		}
+		return a.succeeding(b)
 	}
+	if a.roots == nil {
+		return nil, errors.New("the upstream counts no versions of its roots, and nothing is configured that does")
+	}
+	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+	defer cancel()
+	b, err := a.roots.Agree(ctx, anchor, s.Roots)
+	if err != nil {
+		return nil, fmt.Errorf("agreeing on the roots: %w", err)
+	}
+	if !slices.ContainsFunc(b.Authorities(), anchor.Equal) {
+		return nil, &MismatchError{Field: "bundle that was agreed on", Want: "with " + anchor.Subject.String(), Got: fmt.Sprint(names(b.Authorities()))}
+	}
+	return a.succeeding(b)
+}
+
+// succeeding returns b, or the bundle in force if that is the same. Roots that
+// change without a higher sequence, or a sequence that falls, would be refused by
+// every consumer; they are refused here first.
+func (a *Authority) succeeding(b *identity.Bundle) (*identity.Bundle, error) {
 	old, _ := a.Bundle()
 	switch {
 	case old == nil || b.Sequence() > old.Sequence():

@@ -41,32 +41,93 @@ type proofState struct {
 }
 
 // Run has an intermediate signed, proves and activates it, and a new one at half
-// of its life. When the upstream fails it tries again with growing, fully
+// of its life, or at once when the upstream is a [Changer] and says so. When the
+// upstream fails it tries again with growing, fully
 // jittered pauses and the authority signs on with the intermediate it has. Run
 // blocks until ctx is done and then returns nil. It must be called once.
 func (a *Authority) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.proveOn(ctx) })
 	defer wg.Wait()
+	if a.changes, _ = a.upstream.(Changer); a.changes != nil {
+		a.changed = a.changes.Changed()
+	}
+	if a.roots != nil {
+		_, a.rooted = a.roots.Bundle()
+	}
 	for {
 		if a.due() {
 			a.renew(ctx)
 		}
-		if !sleep(ctx, a.untilDue()) {
+		if !a.rest(ctx, a.untilDue()) {
 			return nil
 		}
 	}
 }
 
-// due reports whether a new intermediate is to be made now: there is none, half
-// of its life is over, or the wall clock stands outside of it.
+// rest waits for d, or until the upstream would answer otherwise than it did for the
+// intermediate in force, or the bundle has become another one, and reports whether
+// ctx is still good.
+func (a *Authority) rest(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-a.rooted:
+		a.rebundle()
+	case <-a.changed:
+		// The channel of the next change first: one that comes while the upstream is
+		// asked must not be missed. A pause after a failure is over, too: what failed
+		// was another question.
+		a.changed = a.changes.Changed()
+		a.stale = true
+		if t := a.trouble.Load(); t != nil {
+			again := *t
+			again.retryAt = a.now()
+			a.trouble.Store(&again)
+		}
+	}
+	return true
+}
+
+// rebundle puts the bundle into force that another replica, or time, has made of the
+// roots. The upstream has no part in it and may be away.
+func (a *Authority) rebundle() {
+	b, next := a.roots.Bundle()
+	a.rooted = next
+	old := a.active.Load()
+	if b == nil || old == nil {
+		return // the first intermediate brings it
+	}
+	b, err := b.Bundle(a.td)
+	if err == nil {
+		b, err = a.succeeding(b)
+	}
+	if err != nil {
+		a.log.Error("the roots that were agreed on are not taken", "error", err)
+		return
+	}
+	if b == old.bundle {
+		return
+	}
+	is := *old
+	is.bundle = b
+	a.activate(&is)
+	a.log.Info("new bundle in force", "bundle_sequence", b.Sequence(), "roots", len(b.Authorities()))
+}
+
+// due reports whether a new intermediate is to be made now: there is none, the
+// upstream has changed since, half of its life is over, or the wall clock stands
+// outside of it.
 func (a *Authority) due() bool {
 	now := a.now()
 	if t := a.trouble.Load(); t != nil && now.Before(t.retryAt) && t.retryAt.Sub(now) <= longestBackoff {
 		return false // a clock set back must not turn a pause into a year
 	}
 	is := a.active.Load()
-	return is == nil || !now.Before(is.renewAt) || now.Before(is.begin)
+	return is == nil || a.stale || !now.Before(is.renewAt) || now.Before(is.begin)
 }
 
 func (a *Authority) untilDue() time.Duration {
@@ -96,8 +157,13 @@ func (a *Authority) renew(ctx context.Context) {
 		return
 	}
 	a.trouble.Store(nil)
+	a.stale = false
 	a.proof.failed.Store(nil) // what failed, failed with the one before
+	again := is.same(a.active.Load())
 	a.activate(is)
+	if again {
+		return
+	}
 	a.log.Info("new intermediate in force", "authority", is.id, "serial", fmt.Sprintf("%x", is.cert().SerialNumber),
 		"ends", is.end, "renew_at", is.renewAt, "bundle_sequence", is.bundle.Sequence())
 	if is.renewAt.Sub(is.began) < a.leaf.Ceiling {
@@ -201,7 +267,12 @@ type Status struct {
 	RenewAt       time.Time
 	UpstreamErr   error     // why the last attempt at a new one failed; nil if it did not
 	UpstreamSince time.Time // since when attempts have failed
+	Upstream      Report    // what the upstream says of itself
 }
+
+// RestartLoses reports whether a replica that was restarted now would be without an
+// intermediate, which is in memory only.
+func (s *Status) RestartLoses() bool { return s.UpstreamErr != nil || s.Upstream.Away }
 
 // Status returns the state of the intermediate and of the upstream. Trouble
 // with the upstream alone does not make the authority unready: it signs on
@@ -213,6 +284,9 @@ func (a *Authority) Status() Status {
 	}
 	if t := a.trouble.Load(); t != nil {
 		s.UpstreamErr, s.UpstreamSince = t.err, t.since
+	}
+	if r, ok := a.upstream.(Reporter); ok {
+		s.Upstream = r.Report()
 	}
 	return s
 }

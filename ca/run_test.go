@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshca/meshca/ca"
@@ -59,7 +61,7 @@ func TestIntermediateIsReplacedAtHalfOfItsLife(t *testing.T) {
 		}
 		old := k.SVID(t, "shop", "cart", 0)
 		time.Sleep(10*time.Minute - time.Second)
-		if s := k.Authority.Status(); s != first || up.calls.Load() != 1 {
+		if s := k.Authority.Status(); !cmp.Equal(s, first) || up.calls.Load() != 1 {
 			t.Errorf("before half of its life: %+v, was %+v", s, first)
 		}
 		time.Sleep(time.Second + time.Millisecond)
@@ -85,6 +87,72 @@ func TestIntermediateIsReplacedAtHalfOfItsLife(t *testing.T) {
 
 // The upstream is away: signing goes on, readiness stays, trouble shows; and
 // when it is back the next attempt is at most five minutes off.
+// changer is a tap that says when its answer has changed.
+type changer struct {
+	tap
+	mu      sync.Mutex
+	channel chan struct{}
+	asked   func() // called by each request
+}
+
+func (u *changer) SignIntermediate(ctx context.Context, req ca.IntermediateRequest) (*ca.Signed, error) {
+	if u.asked != nil {
+		u.asked()
+	}
+	return u.tap.SignIntermediate(ctx, req)
+}
+
+func (u *changer) Changed() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.channel
+}
+
+func (u *changer) change() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	close(u.channel)
+	u.channel = make(chan struct{})
+}
+
+func TestUpstreamThatHasChangedIsAskedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &changer{channel: make(chan struct{})}
+		k := catest.New(t, append(short(), catest.WithUpstream(func(real ca.Upstream) ca.Upstream { up.Upstream = real; return up }))...)
+		expect := func(calls int32, when string) {
+			t.Helper()
+			synctest.Wait()
+			if n := up.calls.Load(); n != calls {
+				t.Errorf("%s: asked %d times, want %d", when, n, calls)
+			}
+		}
+		first := k.Authority.Status()
+		time.Sleep(time.Minute)
+		expect(1, "unchanged")
+		up.change()
+		expect(2, "changed")
+		if k.Authority.Status().Authority == first.Authority {
+			t.Error("the old intermediate is in force")
+		}
+		// A change that cannot be followed is tried again without another one, and a
+		// change ends the pause in between.
+		up.down.Store(true)
+		up.change()
+		expect(3, "changed, and away")
+		up.change()
+		expect(4, "changed while it waits")
+		up.down.Store(false)
+		time.Sleep(11 * time.Second) // the longest second pause
+		expect(5, "back")
+		// One more, while the upstream is asked.
+		up.asked = sync.OnceFunc(up.change)
+		up.change()
+		expect(7, "changed meanwhile")
+		time.Sleep(5 * time.Minute)
+		expect(7, "unchanged")
+	})
+}
+
 func TestT18_UpstreamAwayIsNoOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var up tap

@@ -92,7 +92,12 @@ func (h *hostile) SignIntermediate(_ context.Context, req ca.IntermediateRequest
 // answer runs an authority over the upstream until it is ready or has given up.
 func (h *hostile) answer(t *testing.T) error {
 	t.Helper()
-	a, err := ca.New(ca.Config{TrustDomain: identitytest.TrustDomain(t, "cluster.local"), Upstream: h, Audit: &trail{}})
+	return answer(t, h)
+}
+
+func answer(t *testing.T, u ca.Upstream) error {
+	t.Helper()
+	a, err := ca.New(ca.Config{TrustDomain: identitytest.TrustDomain(t, "cluster.local"), Upstream: u, Audit: &trail{}})
 	check(t, err)
 	start(t, a)
 	synctest.Wait()

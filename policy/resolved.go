@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -13,13 +14,33 @@ const Revision = 1
 
 // Resolved is the decision about one workload as it is handed on: from who knows
 // the policies to who enforces them.
+//
+// It has two versions because it is made from two things that are watched apart.
+// Two replicas may each be ahead of the other in one of them, so that no single
+// number could say which decision is the later.
 type Resolved struct {
 	// Version rises with every change of any policy of the mesh. It orders decisions;
 	// two with the same content may have different versions. Zero is no version:
 	// whoever resolved it does not know the policies, the Result is STRICT by
 	// LevelClosed, and it is for those who never had another.
 	Version uint64
+	// WorkloadVersion rises with every change of the workload's labels. Zero is none:
+	// the labels are not known, or have no version of their own, as from files.
+	WorkloadVersion uint64
 	Result
+}
+
+// behind reports whether one of r's versions is lower than held's.
+func (r Resolved) behind(held Resolved) bool {
+	return r.Version < held.Version || r.WorkloadVersion < held.WorkloadVersion
+}
+
+// describeVersion shows the version for an error, or both: "8", or "8, labels 51".
+func (r Resolved) describeVersion() string {
+	if r.WorkloadVersion == 0 {
+		return strconv.FormatUint(r.Version, 10)
+	}
+	return fmt.Sprintf("%d, labels %d", r.Version, r.WorkloadVersion)
 }
 
 // StaleError says that somebody sent another policy than the one in use under a
@@ -28,8 +49,8 @@ type Resolved struct {
 type StaleError struct{ Held, Got Resolved }
 
 func (e *StaleError) Error() string {
-	return fmt.Sprintf("the policy has version %d (%v, %v); version %d (%v, %v) is in use already",
-		e.Got.Version, e.Got.Mode, e.Got.Source, e.Held.Version, e.Held.Mode, e.Held.Source)
+	return fmt.Sprintf("the policy has version %s (%v, %v); version %s (%v, %v) is in use already",
+		e.Got.describeVersion(), e.Got.Mode, e.Got.Source, e.Held.describeVersion(), e.Held.Mode, e.Held.Source)
 }
 
 // Succeeds decides for everybody whom policies are sent to whether r takes the
@@ -47,7 +68,7 @@ func (r *Resolved) Succeeds(held *Resolved) (bool, error) {
 	case !held.Follows(*r):
 		return false, &StaleError{Held: *held, Got: *r}
 	}
-	return r.Version > held.Version, nil
+	return held.Version == 0 || !r.behind(*held) && (r.Version > held.Version || r.WorkloadVersion > held.WorkloadVersion), nil
 }
 
 // Unresolved is what holds where nobody knows the policies and there never was a
@@ -56,11 +77,12 @@ func Unresolved() Resolved {
 	return Resolved{Result: Result{Mode: Strict, Source: Source{Level: LevelClosed}}}
 }
 
-// Follows reports whether next may take r's place: it is newer, or says the
-// same. Whatever else has an older or an equal version comes from somebody who is
-// behind, and could open what was closed since.
+// Follows reports whether next may take r's place: it is newer in one of its
+// versions and older in none, or says the same. Whatever else comes from somebody
+// who is behind in something, and could open what was closed since.
 func (r Resolved) Follows(next Resolved) bool {
-	return r.Version == 0 || next.Version > r.Version || next.Equal(r.Result)
+	newer := next.Version > r.Version || next.WorkloadVersion > r.WorkloadVersion
+	return r.Version == 0 || newer && !next.behind(r) || next.Equal(r.Result)
 }
 
 // Decided puts a Result together from what [Result.PortLevel] and its fields said

@@ -10,22 +10,58 @@ func ref(name string) Ref { return Ref{"shop", name} }
 func TestT10_OnlyNewerOrEqualFollows(t *testing.T) {
 	strict := Result{Mode: Strict, Source: Source{LevelNamespace, ref("default")}}
 	open := Result{Mode: Permissive, Source: Source{Level: LevelDefault}}
-	held := Resolved{7, strict}
+	held := Resolved{Version: 7, Result: strict}
 	for _, tt := range []struct {
 		name string
 		next Resolved
 		want bool
 	}{
-		{"newer, other content", Resolved{8, open}, true},
-		{"newer, same content", Resolved{8, strict}, true},
-		{"the same", Resolved{7, strict}, true},
-		{"the same version, other content", Resolved{7, open}, false},
-		{"older, same content", Resolved{6, strict}, true},
-		{"older, other content", Resolved{6, open}, false},
+		{"newer, other content", Resolved{Version: 8, Result: open}, true},
+		{"newer, same content", Resolved{Version: 8, Result: strict}, true},
+		{"the same", Resolved{Version: 7, Result: strict}, true},
+		{"the same version, other content", Resolved{Version: 7, Result: open}, false},
+		{"older, same content", Resolved{Version: 6, Result: strict}, true},
+		{"older, other content", Resolved{Version: 6, Result: open}, false},
 	} {
 		if got := held.Follows(tt.next); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+}
+
+// Two replicas watch policies and labels apart. What is behind in one of them is not
+// made newer by the other.
+func TestT10_F69_BothVersionsCount(t *testing.T) {
+	strict := Result{Mode: Strict, Source: Source{LevelNamespace, ref("default")}}
+	open := Result{Mode: Permissive, Source: Source{Level: LevelDefault}}
+	held := Resolved{7, 50, strict}
+	for _, tt := range []struct {
+		name    string
+		next    Resolved
+		taken   bool
+		refused bool
+	}{
+		{"newer policies", Resolved{8, 50, open}, true, false},
+		{"newer labels", Resolved{7, 51, open}, true, false},
+		{"both newer", Resolved{8, 51, open}, true, false},
+		{"newer policies, older labels", Resolved{8, 49, open}, false, true},
+		{"older policies, newer labels", Resolved{6, 51, open}, false, true},
+		{"newer policies, labels not known", Resolved{8, 0, open}, false, true},
+		{"both equal, other content", Resolved{7, 50, open}, false, true},
+		{"both equal, the same", Resolved{7, 50, strict}, false, false},
+		{"newer labels, the same", Resolved{7, 51, strict}, true, false},
+		{"newer policies, older labels, the same", Resolved{8, 49, strict}, false, false},
+		{"older policies, newer labels, the same", Resolved{6, 51, strict}, false, false},
+		{"not known", Unresolved(), false, false},
+	} {
+		taken, err := tt.next.Succeeds(&held)
+		if taken != tt.taken || (err != nil) != tt.refused {
+			t.Errorf("%s: taken %v, error %v", tt.name, taken, err)
+		}
+	}
+	_, err := (&Resolved{6, 51, open}).Succeeds(&held)
+	if want := "the policy has version 6, labels 51 (PERMISSIVE, no policy); version 7, labels 50 (STRICT, namespace shop/default) is in use already"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 

@@ -122,17 +122,36 @@ func (p *Proxy) admit(d door, conn net.Conn) error {
 		return nil
 	}
 	p.open.Go(func() {
-		var o outcome
 		c.rejudge() // the policy may have changed before the connection was known
-		if d.way == inbound {
-			o = p.serveInbound(c)
-		} else {
-			o = p.serveOutbound(c, d.client)
+		i := apart(func() introduced {
+			if d.way == inbound {
+				return p.serveInbound(c)
+			}
+			return p.serveOutbound(c, d.client)
+		})
+		if !i.over {
+			i.outcome = p.relay(c, i.accepted, i.dialled)
 		}
 		p.unregister(c)
-		c.finish(o)
+		c.finish(i.outcome)
 	})
 	return nil
+}
+
+// introduced is a connection whose two ends are known and may talk, or that is over.
+type introduced struct {
+	accepted, dialled stream
+	over              bool
+	outcome           outcome
+}
+
+// apart calls f on a goroutine of its own. A handshake makes a stack grow to many
+// times of what carrying bytes needs, and a stack shrinks late: that of an idle
+// connection is most of its memory.
+func apart(f func() introduced) introduced {
+	done := make(chan introduced, 1)
+	go func() { done <- f() }()
+	return <-done
 }
 
 // refuse resets a connection for which there is no room. It is counted, and the

@@ -24,7 +24,7 @@ const (
 )
 
 // serveInbound takes a peer's connection as far as the mode of its port lets it.
-func (p *Proxy) serveInbound(c *connection) outcome {
+func (p *Proxy) serveInbound(c *connection) introduced {
 	switch c.admittedUnder() {
 	case policy.Disable:
 		return p.pass(c, untouched, stream{conn: c.accepted}, nil)
@@ -36,31 +36,31 @@ func (p *Proxy) serveInbound(c *connection) outcome {
 
 // strict wants mutual TLS. The deadline runs from the beginning, so that whoever
 // says nothing is sent away as well.
-func (p *Proxy) strict(c *connection) outcome {
+func (p *Proxy) strict(c *connection) introduced {
 	deadline := time.Now().Add(p.conf.HandshakeTime)
 	_ = c.accepted.SetDeadline(deadline)
 	var s sniffer
 	what, err := sniff(c.accepted, &s, make([]byte, sniffBuffer))
 	switch {
 	case err == io.EOF && len(s.wire) == 0:
-		return outcome{end: endClosed} // a port check
+		return over(outcome{end: endClosed}) // a port check
 	case err != nil:
-		return p.handshakeFailed(c, tls.ConnectionState{}, err)
+		return over(p.handshakeFailed(c, tls.ConnectionState{}, err))
 	case what == notTLS:
 		c.mu.Lock()
 		c.security = plaintext
 		c.mu.Unlock()
-		return outcome{end: endRefused, err: errors.New("plaintext, and the port takes mutual TLS only")}
+		return over(outcome{end: endRefused, err: errors.New("plaintext, and the port takes mutual TLS only")})
 	}
 	return p.terminate(c, &s, deadline, nil)
 }
 
 // permissive takes mutual TLS of the mesh, TLS that is the app's own affair, and
 // plaintext.
-func (p *Proxy) permissive(c *connection) outcome {
+func (p *Proxy) permissive(c *connection) introduced {
 	d, o := p.detect(c)
 	if o != nil {
-		return *o
+		return over(*o)
 	}
 	head := stream{conn: c.accepted, head: d.client.wire}
 	switch {
@@ -230,7 +230,7 @@ func past() time.Time { return time.Unix(1, 0) }
 
 // terminate ends the client's TLS here and hands what is inside to the app,
 // which is dialled only for a peer that is known.
-func (p *Proxy) terminate(c *connection, hello *sniffer, deadline time.Time, app *stream) outcome {
+func (p *Proxy) terminate(c *connection, hello *sniffer, deadline time.Time, app *stream) introduced {
 	from := &below{TCPConn: c.accepted, head: hello.wire}
 	conn := tls.Server(from, p.server)
 	peer, err := handshake(conn, deadline)
@@ -238,10 +238,10 @@ func (p *Proxy) terminate(c *connection, hello *sniffer, deadline time.Time, app
 		err = from.oldTLS
 	}
 	if err != nil {
-		return p.handshakeFailed(c, conn.ConnectionState(), err)
+		return over(p.handshakeFailed(c, conn.ConnectionState(), err))
 	}
 	if err := c.settle(mutualTLS, peer); err != nil {
-		return outcome{end: endReset, err: err}
+		return over(outcome{end: endReset, err: err})
 	}
 	return p.deliver(c, stream{conn: conn}, app)
 }
@@ -274,26 +274,27 @@ func (p *Proxy) handshakeFailed(c *connection, state tls.ConnectionState, err er
 }
 
 // pass hands bytes through as they are.
-func (p *Proxy) pass(c *connection, s security, client stream, app *stream) outcome {
+func (p *Proxy) pass(c *connection, s security, client stream, app *stream) introduced {
 	if err := c.settle(s, identity.ID{}); err != nil {
-		return outcome{end: endReset, err: err}
+		return over(outcome{end: endReset, err: err})
 	}
 	_ = c.accepted.SetDeadline(time.Time{})
 	return p.deliver(c, client, app)
 }
 
-// deliver carries between the client and the app, which is dialled unless it
-// was already.
-func (p *Proxy) deliver(c *connection, client stream, app *stream) outcome {
+// deliver connects the client with the app, which is dialled unless it was already.
+func (p *Proxy) deliver(c *connection, client stream, app *stream) introduced {
 	if app == nil {
 		conn, err := c.dial()
 		if err != nil {
-			return *p.unreachable(err)
+			return over(*p.unreachable(err))
 		}
 		app = &stream{conn: conn}
 	}
-	return p.relay(c, client, *app)
+	return introduced{accepted: client, dialled: *app}
 }
+
+func over(o outcome) introduced { return introduced{over: true, outcome: o} }
 
 func (p *Proxy) unreachable(err error) *outcome {
 	return &outcome{end: endUnreachable, err: fmt.Errorf("reaching the other side: %w", err)}

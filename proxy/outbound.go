@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// serveOutbound carries the workload's connection to its target, in mutual TLS
+// serveOutbound connects the workload's connection to its target, in mutual TLS
 // and to the named peer. There is no other way for its bytes: where the target
 // cannot be reached, or is somebody else, the connection is reset.
-func (p *Proxy) serveOutbound(c *connection, conf *tls.Config) outcome {
+func (p *Proxy) serveOutbound(c *connection, conf *tls.Config) introduced {
 	raw, err := c.dial()
 	if err != nil {
 		c.resetQuietly()
-		return *p.unreachable(err)
+		return over(*p.unreachable(err))
 	}
 	conn := tls.Client(&below{TCPConn: raw}, conf)
 	peer, err := handshake(conn, time.Now().Add(p.conf.HandshakeTime))
 	if err != nil {
 		c.resetQuietly()
-		return outcome{end: endHandshake, failure: classify(err, conn.ConnectionState(), p.conf.Identity), err: err}
+		return over(outcome{end: endHandshake, failure: classify(err, conn.ConnectionState(), p.conf.Identity), err: err})
 	}
 	if err := c.settle(mutualTLS, peer); err != nil {
-		return outcome{end: endReset, err: err}
+		return over(outcome{end: endReset, err: err})
 	}
-	return p.relay(c, stream{conn: c.accepted}, stream{conn: conn})
+	return introduced{accepted: stream{conn: c.accepted}, dialled: stream{conn: conn}}
 }
 
 // resetQuietly lets the workload see that its connection came to nothing: an

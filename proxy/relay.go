@@ -8,21 +8,26 @@ import (
 )
 
 // Sizes of what bytes are carried in where the kernel cannot do it alone. A
-// direction that carries little holds the small one, so that idle connections
-// stay cheap.
+// direction that carries little holds a small one, so that idle connections stay
+// cheap; most requests and many answers fit into it.
 const (
-	smallBuffer = 4 << 10
+	idleBuffer  = 1 << 10
+	smallBuffer = 8 << 10
 	largeBuffer = 32 << 10
 )
 
 // buffers are shared by all connections of a proxy.
-type buffers struct{ small, large sync.Pool }
+type buffers struct{ sizes [3]sync.Pool }
+
+// bufferSizes are in the order of the pools.
+var bufferSizes = [3]int{idleBuffer, smallBuffer, largeBuffer}
 
 func newBuffers() *buffers {
-	return &buffers{
-		small: sync.Pool{New: func() any { return new([smallBuffer]byte) }},
-		large: sync.Pool{New: func() any { return new([largeBuffer]byte) }},
+	b := &buffers{}
+	for i, size := range bufferSizes {
+		b.sizes[i].New = func() any { buf := make([]byte, size); return &buf }
 	}
+	return b
 }
 
 // stream is one end of a relay.
@@ -65,40 +70,37 @@ func (b *buffers) carry(dst, src stream) (n int64, err error) {
 	return n, nil
 }
 
-// copy is io.Copy with a buffer of the size that the traffic needs.
+// copy is io.Copy with a buffer of the size that the traffic needs: a larger one
+// when one was full, a smaller one when that would have done.
 func (b *buffers) copy(dst io.Writer, src io.Reader) (n int64, err error) {
-	small := b.small.Get().(*[smallBuffer]byte)
-	var large *[largeBuffer]byte
-	defer func() {
-		if small != nil {
-			b.small.Put(small)
-		}
-		if large != nil {
-			b.large.Put(large)
-		}
-	}()
+	size := 0
+	held := b.sizes[size].Get().(*[]byte)
+	defer func() { b.sizes[size].Put(held) }()
 	for {
-		buf := small[:]
-		if large != nil {
-			buf = large[:]
-		}
-		got, readErr := src.Read(buf)
+		got, readErr := src.Read(*held)
 		if got > 0 {
-			written, err := dst.Write(buf[:got])
+			written, err := dst.Write((*held)[:got])
 			if n += int64(written); err != nil {
 				return n, err
 			}
 		}
-		switch {
-		case readErr == io.EOF:
+		if readErr == io.EOF {
 			return n, nil
-		case readErr != nil:
+		}
+		if readErr != nil {
 			return n, readErr
-		case large == nil && got == smallBuffer:
-			large = b.large.Get().(*[largeBuffer]byte)
-		case large != nil && got < smallBuffer:
-			b.large.Put(large)
-			large = nil
+		}
+		wanted := size
+		switch {
+		case got == len(*held) && size < len(bufferSizes)-1:
+			wanted++
+		case size > 0 && got < bufferSizes[size-1]:
+			wanted--
+		}
+		if wanted != size {
+			b.sizes[size].Put(held)
+			size = wanted
+			held = b.sizes[size].Get().(*[]byte)
 		}
 	}
 }

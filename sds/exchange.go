@@ -3,6 +3,7 @@ package sds
 import (
 	"slices"
 	"strconv"
+	"sync"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -11,7 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// What one stream may subscribe to, in all. A workload has about five names.
+// What all streams of a socket may subscribe to, in all. A workload has about
+// five names, and an Envoy a stream for each.
 const (
 	maxNames     = 1000
 	maxNameBytes = 64 << 10
@@ -65,7 +67,34 @@ func checkType(url string) error {
 }
 
 func errTooManyNames() error {
-	return status.Errorf(codes.ResourceExhausted, "more than %d names, or more than %d bytes of them, on one stream", maxNames, maxNameBytes)
+	return status.Errorf(codes.ResourceExhausted, "more than %d names, or more than %d bytes of them, on one socket", maxNames, maxNameBytes)
+}
+
+// nameBudget is what the streams of a socket hold of names.
+type nameBudget struct {
+	mu           sync.Mutex
+	count, bytes int
+}
+
+// nameShare is the part of one stream. The zero share is of no budget.
+type nameShare struct {
+	of           *nameBudget
+	count, bytes int
+}
+
+// set makes the share so large, unless the budget does not allow it.
+func (s *nameShare) set(count, bytes int) bool {
+	if s.of == nil {
+		return true
+	}
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	c, b := s.of.count-s.count+count, s.of.bytes-s.bytes+bytes
+	if c > maxNames || b > maxNameBytes {
+		return false
+	}
+	s.of.count, s.of.bytes, s.count, s.bytes = c, b, count, bytes
+	return true
 }
 
 // outstanding are responses that nobody has answered yet, oldest first. A
@@ -105,6 +134,7 @@ func (o *outstanding) judge(nonce string, detail *rpcstatus.Status) (_ outcome, 
 // type but listeners and clusters. That is used, so that a new bundle does not
 // push the key again to a stream that asked for both.
 type sotw struct {
+	names   nameShare
 	held    map[string]uint64 // by subscribed name, the version last sent; 0 for none
 	nonce   uint64            // of the last response; 0 before the first
 	waiting outstanding
@@ -138,6 +168,9 @@ func (x *sotw) request(r *discovery.DiscoveryRequest) (outcome, error) {
 		if len(held) > maxNames || bytes > maxNameBytes {
 			return outcome{}, errTooManyNames()
 		}
+	}
+	if !x.names.set(len(held), bytes) {
+		return outcome{}, errTooManyNames()
 	}
 	x.held = held
 	return out, nil
@@ -177,6 +210,7 @@ func (x *sotw) respond(v *view) (*discovery.DiscoveryResponse, delivery) {
 
 // delta is the state of one delta stream. It does no I/O.
 type delta struct {
+	names   nameShare
 	held    map[string]uint64 // by subscribed name, the version last sent; 0 for none, or told
 	bytes   int               // of the names in held
 	nonce   uint64            // of the last response
@@ -214,6 +248,9 @@ func (x *delta) request(r *discovery.DeltaDiscoveryRequest) (outcome, error) {
 		if len(x.held) > maxNames || x.bytes > maxNameBytes {
 			return outcome{}, errTooManyNames()
 		}
+	}
+	if !x.names.set(len(x.held), x.bytes) {
+		return outcome{}, errTooManyNames()
 	}
 	if r.GetResponseNonce() == "" {
 		return outcome{}, nil

@@ -37,9 +37,9 @@ func halfSent(ctx context.Context, t *testing.T, conn *grpc.ClientConn, method s
 }
 
 func (k *kit) openCalls() int {
-	k.server.admission.mu.Lock()
-	defer k.server.admission.mu.Unlock()
-	return k.server.admission.open
+	k.server.admission.open.mu.Lock()
+	defer k.server.admission.open.mu.Unlock()
+	return k.server.admission.open.held
 }
 
 // Calls that are never finished count from their headers on, whatever their

@@ -21,8 +21,11 @@ const (
 	maxHeaderBytes  = 16 << 10
 	// windowBytes is what a client may send ahead of us, on a stream and on a
 	// connection. gRPC would raise it to 16 MiB for a fast client.
-	windowBytes    = 64 << 10
-	maxConnections = 256
+	windowBytes = 64 << 10
+	// bufferBytes is what a connection reads and writes at a time. It holds as much
+	// while it is open, and connections here carry little.
+	bufferBytes           = 4 << 10
+	defaultMaxConnections = 256
 	// maxStreamsPerConn leaves room for an Envoy, which has one connection and a
 	// stream for each secret that its listeners and clusters name.
 	maxStreamsPerConn = 64
@@ -76,36 +79,32 @@ func (b *bucket) debt(now time.Time) time.Duration {
 
 // admission decides which calls get in.
 type admission struct {
+	open *places
+
 	mu    sync.Mutex
-	open  int
-	max   int
 	calls *bucket
 	now   func() time.Time
 }
 
-func newAdmission(max int, now func() time.Time) *admission {
-	return &admission{max: max, calls: newBucket(callsPerSecond, callsBurst, now()), now: now}
+func newAdmission(open *places, now func() time.Time) *admission {
+	return &admission{open: open, calls: newBucket(callsPerSecond, callsBurst, now()), now: now}
 }
 
 // enter admits a call, or says why not. An admitted call must leave.
 func (a *admission) enter() (refusal, bool) {
+	if !a.open.take() {
+		return refusedStreams, false
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case a.open >= a.max:
-		return refusedStreams, false
-	case !a.calls.take(a.now()):
+	if !a.calls.take(a.now()) {
+		a.open.leave()
 		return refusedRate, false
 	}
-	a.open++
 	return "", true
 }
 
-func (a *admission) leave() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.open--
-}
+func (a *admission) leave() { a.open.leave() }
 
 // requireHeader holds SPIFFE_Workload_Endpoint §3 for the Workload API: the
 // security header, case-sensitive and once, against requests that somebody
@@ -126,7 +125,7 @@ func requireHeader(ctx context.Context, method string) error {
 // backlog would hang clients without a word.
 type limitListener struct {
 	net.Listener
-	places  chan struct{} // holds one item for each open connection
+	places  *places
 	refused func()
 }
 
@@ -136,13 +135,11 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case l.places <- struct{}{}:
-			return &limitConn{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
-		default:
-			l.refused()
-			_ = c.Close() // nothing was said on it
+		if l.places.take() {
+			return &limitConn{Conn: c, leave: sync.OnceFunc(l.places.leave)}, nil
 		}
+		l.refused()
+		_ = c.Close() // nothing was said on it
 	}
 }
 

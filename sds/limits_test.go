@@ -124,7 +124,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := start(t)
 		k.ready()
-		for range maxConnections {
+		for range defaultMaxConnections {
 			c, err := k.dialer(inTime(t), "")
 			if err != nil {
 				t.Fatal(err)

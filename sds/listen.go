@@ -45,50 +45,78 @@ const (
 //
 // Closing the listener removes the socket if it is still this one. While a
 // [Server] serves it, a socket that somebody else removed is made again.
-func Listen(path string, mode fs.FileMode) (net.Listener, error) {
-	l, err := listen(path, mode)
-	if err != nil {
-		return nil, fmt.Errorf("making the agent's socket %q: %w", path, err)
-	}
-	return l, nil
-}
-
-func listen(path string, mode fs.FileMode) (_ *socket, err error) {
+func Listen(path string, mode fs.FileMode, opts ...ListenOption) (net.Listener, error) {
 	if mode == 0 {
 		mode = defaultSocketMode
 	}
+	s := &socket{path: path, mode: mode}
+	for _, o := range opts {
+		o(s)
+	}
+	place, err := s.make()
+	if err != nil {
+		return nil, fmt.Errorf("making the agent's socket %q: %w", path, err)
+	}
+	s.place = place
+	return s, nil
+}
+
+// ListenOption changes what [Listen] makes.
+type ListenOption func(*socket)
+
+// LeaveInPlace keeps the socket's name when the listener is closed, as if the
+// process had been killed: for whoever expects a successor, which replaces a
+// socket that nobody answers on, and clients that come back meanwhile.
+func LeaveInPlace() ListenOption { return func(s *socket) { s.stays = true } }
+
+// Alone says that nobody else makes sockets in the folder, because a lock of the
+// caller's own sees to that. Then the folder is not locked: whoever can read a
+// folder can lock it too, and so make us wait.
+func Alone() ListenOption { return func(s *socket) { s.alone = true } }
+
+// make makes the socket and listens on it.
+func (s *socket) make() (_ place, err error) {
+	path := s.path
 	dir, name := filepath.Split(filepath.Clean(path))
 	switch {
 	case path == "" || strings.ContainsRune(path, 0) || path[0] == '@':
-		return nil, errors.New("abstract and unnamed sockets have no permissions; give a path")
+		return place{}, errors.New("abstract and unnamed sockets have no permissions; give a path")
 	case name == "" || name == "." || name == "..":
-		return nil, errors.New("the path ends in no file name")
+		return place{}, errors.New("the path ends in no file name")
 	case len(name) > maxSocketName:
-		return nil, fmt.Errorf("the file name has %d bytes; at most %d are allowed", len(name), maxSocketName)
-	case mode&^fs.ModePerm != 0 || mode&0o111 != 0:
-		return nil, fmt.Errorf("mode %#o: only read and write permissions make sense, such as 0600 or 0666", mode)
+		return place{}, fmt.Errorf("the file name has %d bytes; at most %d are allowed", len(name), maxSocketName)
+	case s.mode&^fs.ModePerm != 0 || s.mode&0o111 != 0:
+		return place{}, fmt.Errorf("mode %#o: only read and write permissions make sense, such as 0600 or 0666", s.mode)
 	}
 	if dir == "" {
 		dir = "."
 	}
 	f, err := openFolder(dir)
 	if err != nil {
-		return nil, err
+		return place{}, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	unlock, err := f.lock()
+	if !s.alone {
+		unlock, err := f.lock()
+		if err != nil {
+			return place{}, err
+		}
+		defer unlock()
+	}
+	taken, err := f.checkFree(name)
 	if err != nil {
-		return nil, err
+		return place{}, err
 	}
-	defer unlock()
-	if err := f.checkFree(name); err != nil {
-		return nil, err
+	// Nobody waits for a socket that was never there, and no permissions are wider
+	// than these: the private folder would only cost a busy disk's time.
+	if s.alone && !taken && s.mode == 0o666 {
+		return f.bindInPlace(name, s.mode)
 	}
-	return f.bind(path, name, mode)
+	return f.bind(name, s.mode)
 }
 
 // folder is an open directory; names in it are looked up by its descriptor.
@@ -148,59 +176,65 @@ func (f *folder) lock() (unlock func(), err error) {
 }
 
 // checkFree makes sure that name can be taken: nothing is there, or a socket
-// that nobody answers on.
-func (f *folder) checkFree(name string) error {
+// that nobody answers on, which is reported.
+func (f *folder) checkFree(name string) (stale bool, err error) {
 	info, err := f.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("there is something else than a socket (%v) at that path; remove it if it is not needed", info.Mode())
+		return false, fmt.Errorf("there is something else than a socket (%v) at that path; remove it if it is not needed", info.Mode())
 	}
 	c, err := net.DialTimeout("unix", f.path(name), probeTimeout)
 	switch {
 	case err == nil:
 		_ = c.Close() // nothing was said on it
-		return errors.New("a server that is running answers there already; stop it first")
+		return false, errors.New("a server that is running answers there already; stop it first")
 	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist):
-		return nil
+		return true, nil
 	default:
-		return fmt.Errorf("cannot tell whether a server answers there already: %w", err)
+		return false, fmt.Errorf("cannot tell whether a server answers there already: %w", err)
 	}
 }
 
 // bind makes the socket in a private folder and moves it to name.
-func (f *folder) bind(path, name string, mode fs.FileMode) (*socket, error) {
+func (f *folder) bind(name string, mode fs.FileMode) (place, error) {
 	private := ".new-" + rand.Text()[:12]
 	if err := f.Mkdir(private, 0o700); err != nil {
-		return nil, err
+		return place{}, err
 	}
 	// By then it is empty, or holds a socket that never had a name: what is left
 	// behind harms nobody.
 	defer func() { _ = f.RemoveAll(private) }()
 	inside := private + "/s"
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: f.path(inside)})
+	p, err := f.bindInPlace(inside, mode)
 	if err != nil {
-		return nil, err
+		return place{}, err
 	}
-	l.SetUnlinkOnClose(false) // it would go by a path that is no more
-	info, err := f.publish(inside, name, mode)
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
+	if err := f.Rename(inside, name); err != nil {
+		return place{}, errors.Join(err, p.Close())
 	}
-	return &socket{path: path, mode: mode, place: place{l, f, name, info}}, nil
+	p.name = name
+	return p, nil
 }
 
-// publish gives the socket its permissions and then its name.
-func (f *folder) publish(inside, name string, mode fs.FileMode) (fs.FileInfo, error) {
-	if err := f.Chmod(inside, mode); err != nil {
-		return nil, err
-	}
-	info, err := f.Lstat(inside)
+// bindInPlace makes the socket with its name at once and gives it its
+// permissions then. For a moment it has those that the umask leaves.
+func (f *folder) bindInPlace(name string, mode fs.FileMode) (place, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: f.path(name)})
 	if err != nil {
-		return nil, err
+		return place{}, err
 	}
-	return info, f.Rename(inside, name)
+	l.SetUnlinkOnClose(false) // it would go by a path that is no more
+	err = f.Chmod(name, mode)
+	var info fs.FileInfo
+	if err == nil {
+		info, err = f.Lstat(name)
+	}
+	if err != nil {
+		return place{}, errors.Join(err, l.Close())
+	}
+	return place{l, f, name, info}, nil
 }

@@ -161,6 +161,28 @@ func TestF36_StaleSocketIsReplaced(t *testing.T) {
 	}
 }
 
+// A socket that is to stay does so when its listener is closed, and is replaced
+// by the next.
+func TestF36_SocketStaysForTheSuccessor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	first, err := Listen(path, 0, LeaveInPlace())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := mustListen(t, path, 0)
+	after, err := os.Lstat(path)
+	if err != nil || os.SameFile(before, after) || !accepts(t, l, path) {
+		t.Errorf("the successor has no socket there: %v", err)
+	}
+}
+
 func TestLiveServerIsNotReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	first := mustListen(t, path, 0)
@@ -262,11 +284,11 @@ func TestF36_HandoverLeavesTheNewSocket(t *testing.T) {
 		if _, err := os.Lstat(path); err != nil {
 			t.Errorf("the socket was removed without the folder's lock: %v", err)
 		}
-		fresh, err := f.bind(path, "agent.sock", 0o600)
+		fresh, err := f.bind("agent.sock", 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer fresh.place.Close()
+		defer fresh.Close()
 		unlock()
 		if err := <-closed; err != nil {
 			t.Error(err)

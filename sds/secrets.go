@@ -18,12 +18,16 @@ import (
 
 // StreamSecrets is SDS, state of the world.
 func (s *Server) StreamSecrets(stream secretservice.SecretDiscoveryService_StreamSecretsServer) error {
-	return converse(s, consumerSotW, stream, &sotw{})
+	x := &sotw{names: nameShare{of: &s.names}}
+	defer x.names.set(0, 0)
+	return converse(s, consumerSotW, stream, x)
 }
 
 // DeltaSecrets is SDS, incremental.
 func (s *Server) DeltaSecrets(stream secretservice.SecretDiscoveryService_DeltaSecretsServer) error {
-	return converse(s, consumerDelta, stream, &delta{})
+	x := &delta{names: nameShare{of: &s.names}}
+	defer x.names.set(0, 0)
+	return converse(s, consumerDelta, stream, x)
 }
 
 // FetchSecrets is SDS without a stream: what there is now of what is asked for.
@@ -75,14 +79,19 @@ func converse[Req, Resp any, R interface {
 	ctx := stream.Context()
 	c := s.open(kind)
 	defer s.close(c)
-	requests := receive(s, stream)
-	for {
+	turns := make(chan struct{}, 1)
+	requests := receive(s, stream, turns)
+	for answered := true; ; {
 		v := s.current.Load()
 		if resp, d := x.respond(v); resp != nil {
 			if err := stream.Send(resp); err != nil {
 				return err
 			}
 			s.delivered(kind, c, v, d)
+		}
+		if answered {
+			answered = false
+			turns <- struct{}{}
 		}
 		select {
 		case <-ctx.Done():
@@ -104,16 +113,23 @@ func converse[Req, Resp any, R interface {
 					return err
 				}
 				s.answered(c, R(in.req), out)
+				answered = true
 			}
 		}
 	}
 }
 
-// receive reads a stream's requests until it ends.
-func receive[Req, Resp any](s *Server, stream grpc.BidiStreamingServer[Req, Resp]) <-chan incoming[Req] {
+// receive reads a stream's requests until it ends, one at each turn: what a client
+// sends while it reads no responses stays with gRPC, where flow control bounds it.
+func receive[Req, Resp any](s *Server, stream grpc.BidiStreamingServer[Req, Resp], turns <-chan struct{}) <-chan incoming[Req] {
 	requests := make(chan incoming[Req])
 	s.receivers.Go(func() {
 		for {
+			select {
+			case <-turns:
+			case <-stream.Context().Done():
+				return
+			}
 			req, err := stream.Recv()
 			select {
 			case requests <- incoming[Req]{req, err}:

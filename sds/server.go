@@ -54,6 +54,11 @@ type Config struct {
 	// MaxStreams is how many calls may be open at once, on all connections.
 	// Zero means 256.
 	MaxStreams int
+	// MaxConnections is how many connections may be open at once. Zero means 256.
+	MaxConnections int
+	// Budget is what this server shares with others of the process; nil if it is
+	// the only one.
+	Budget *Budget
 }
 
 // Server serves the agent's socket. Use [NewServer].
@@ -65,6 +70,7 @@ type Server struct {
 	conf      Config
 	metrics   *metrics
 	admission *admission
+	names     nameBudget
 	health    *health.Server
 	served    atomic.Bool
 	current   atomic.Pointer[view]
@@ -80,14 +86,17 @@ func NewServer(c Config) (*Server, error) {
 	if c.Feed == nil || c.Log == nil || c.Metrics == nil || c.Now == nil {
 		return nil, errors.New("SDS server: Feed, Log, Metrics and Now must all be given")
 	}
-	if c.FirstSVIDWait < 0 || c.MaxStreams < 0 {
-		return nil, fmt.Errorf("SDS server: FirstSVIDWait %s and MaxStreams %d must not be negative", c.FirstSVIDWait, c.MaxStreams)
+	if c.FirstSVIDWait < 0 || c.MaxStreams < 0 || c.MaxConnections < 0 {
+		return nil, fmt.Errorf("SDS server: FirstSVIDWait %s, MaxStreams %d and MaxConnections %d must not be negative", c.FirstSVIDWait, c.MaxStreams, c.MaxConnections)
 	}
 	if c.FirstSVIDWait == 0 {
 		c.FirstSVIDWait = defaultFirstSVIDWait
 	}
 	if c.MaxStreams == 0 {
 		c.MaxStreams = defaultMaxStreams
+	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = defaultMaxConnections
 	}
 	m, err := newMetrics(c.Metrics)
 	if err != nil {
@@ -96,7 +105,7 @@ func NewServer(c Config) (*Server, error) {
 	s := &Server{
 		conf:      c,
 		metrics:   m,
-		admission: newAdmission(c.MaxStreams, c.Now),
+		admission: newAdmission(c.Budget.forCalls(c.MaxStreams), c.Now),
 		health:    health.NewServer(),
 	}
 	s.current.Store(emptyView())
@@ -124,6 +133,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPingInterval, PermitWithoutStream: true}),
 		grpc.StaticStreamWindowSize(windowBytes),
 		grpc.StaticConnWindowSize(windowBytes),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
 		grpc.StreamInterceptor(s.guard),
 		grpc.WaitForHandlers(true),
 	)
@@ -148,7 +159,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	err := g.Serve(&limitListener{
 		Listener: l,
-		places:   make(chan struct{}, maxConnections),
+		places:   s.conf.Budget.forConnections(s.conf.MaxConnections),
 		refused:  func() { s.metrics.refuse(refusedConnections) },
 	})
 	stopped := ctx.Err() != nil

@@ -3,6 +3,7 @@ package sds
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -12,8 +13,10 @@ import (
 
 // socket is the listener that [Listen] returns.
 type socket struct {
-	path string // as it was given
-	mode fs.FileMode
+	path  string // as it was given
+	mode  fs.FileMode
+	stays bool // when it is closed
+	alone bool // nobody else makes sockets in the folder
 
 	mu     sync.Mutex
 	place  place
@@ -48,8 +51,8 @@ func (s *socket) Accept() (net.Conn, error) {
 	}
 }
 
-// Close stops listening and removes the socket, unless another has taken its
-// place. It may be called more than once.
+// Close stops listening and removes the socket, unless it is to stay or another
+// has taken its place. It may be called more than once.
 func (s *socket) Close() error {
 	s.mu.Lock()
 	p, closed := s.place, s.closed
@@ -58,18 +61,23 @@ func (s *socket) Close() error {
 	if closed {
 		return nil
 	}
-	return errors.Join(p.Close(), p.remove(), p.folder.Close())
+	if s.stays {
+		return errors.Join(p.Close(), p.folder.Close())
+	}
+	return errors.Join(p.Close(), p.remove(s.alone), p.folder.Close())
 }
 
 // remove takes the folder's lock: another agent may be about to put its own
 // socket in this place, which must not be what is removed. Without the lock the
 // socket stays; one that nobody answers on harms nobody.
-func (p place) remove() error {
-	unlock, err := p.folder.lock()
-	if err != nil {
-		return err
+func (p place) remove(alone bool) error {
+	if !alone {
+		unlock, err := p.folder.lock()
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
 	info, err := p.folder.Lstat(p.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -90,19 +98,18 @@ func (s *socket) restore() (made bool, err error) {
 	if info, err := os.Lstat(s.path); err == nil && os.SameFile(info, s.current().info) {
 		return false, nil
 	}
-	l, err := Listen(s.path, s.mode)
+	fresh, err := s.make()
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("making the agent's socket %q: %w", s.path, err)
 	}
-	fresh := l.(*socket)
 	s.mu.Lock()
 	old, closed := s.place, s.closed
 	if !closed {
-		s.place = fresh.place
+		s.place = fresh
 	}
 	s.mu.Unlock()
 	if closed {
-		return false, fresh.Close()
+		return false, errors.Join(fresh.Close(), fresh.remove(s.alone), fresh.folder.Close())
 	}
 	return true, errors.Join(old.Close(), old.folder.Close())
 }

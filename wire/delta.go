@@ -2,8 +2,6 @@ package wire
 
 import (
 	"fmt"
-	"slices"
-	"strconv"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
@@ -27,15 +25,12 @@ type Delta struct {
 	sent     string   // version that the client has, or was sent; empty: none
 	removed  []string // to be answered as not there
 
-	nonce uint64
-	open  []response // sent and not answered, oldest first
-	acked string     // version that the client acknowledged last
+	answers
+	acked string // version that the client acknowledged last
 }
 
 // NewDelta begins a stream on which the client can see the resource of that name.
-func NewDelta(name string) *Delta { return &Delta{name: name} }
-
-type response struct{ nonce, version string }
+func NewDelta(name string) *Delta { return &Delta{name: name, answers: newAnswers(maxOpen)} }
 
 // Answer says what a client makes of a response.
 type Answer string
@@ -50,6 +45,7 @@ const (
 // Verdict is a client's answer to a response.
 type Verdict struct {
 	Answer       Answer
+	Name         string // of the resource that it is about; empty if it is about none
 	Version      string // of the resource that it is about
 	Acknowledged string // the last version that was ACKed
 	Detail       string // why NACKed, in the client's words
@@ -114,23 +110,30 @@ func (d *Delta) resume(versions map[string]string) {
 // answered finds out whether a request ACKs or NACKs. Answers come in the order
 // of the responses, so whatever was sent before is settled too.
 func (d *Delta) answered(req *discovery.DeltaDiscoveryRequest) *Verdict {
-	nonce := req.GetResponseNonce()
-	if nonce == "" {
+	r, number, awaited, ok := d.settle(req)
+	switch {
+	case !ok:
 		return nil
-	}
-	i := slices.IndexFunc(d.open, func(r response) bool { return r.nonce == nonce })
-	if i < 0 {
+	case !awaited:
 		return &Verdict{Answer: Stale, Acknowledged: d.acked}
 	}
-	r := d.open[i]
-	d.open = slices.Delete(d.open, 0, i+1)
+	d.settleBefore(number)
 	if detail := req.GetErrorDetail(); detail != nil {
-		return &Verdict{Answer: Nacked, Version: r.version, Acknowledged: d.acked, Detail: detail.GetMessage()}
+		return &Verdict{Answer: Nacked, Name: r.name, Version: r.version, Acknowledged: d.acked, Detail: detail.GetMessage()}
 	}
 	if r.version != "" {
 		d.acked = r.version
 	}
-	return &Verdict{Answer: Acked, Version: r.version, Acknowledged: d.acked}
+	return &Verdict{Answer: Acked, Name: r.name, Version: r.version, Acknowledged: d.acked}
+}
+
+// Has returns the version of the resource that the client has, or was sent; empty if
+// it has none or does not subscribe.
+func (d *Delta) Has() string {
+	if !d.wildcard && !d.named {
+		return ""
+	}
+	return d.sent
 }
 
 // Pending reports whether [Delta.Next] may have something to send although the
@@ -143,19 +146,14 @@ func (d *Delta) Pending() bool { return len(d.removed) > 0 || d.asked }
 func (d *Delta) Next(r *discovery.Resource) *discovery.DeltaDiscoveryResponse {
 	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: TypeURL, RemovedResources: d.removed}
 	d.removed, d.asked = nil, false
-	version := ""
+	name, version := "", ""
 	if (d.wildcard || d.named) && r.GetVersion() != d.sent {
 		resp.Resources = []*discovery.Resource{r}
-		version, d.sent = r.GetVersion(), r.GetVersion()
+		name, version, d.sent = r.GetName(), r.GetVersion(), r.GetVersion()
 	}
 	if len(resp.Resources) == 0 && len(resp.RemovedResources) == 0 {
 		return nil
 	}
-	d.nonce++
-	resp.Nonce = strconv.FormatUint(d.nonce, 10)
-	if len(d.open) == maxOpen {
-		d.open = slices.Delete(d.open, 0, 1)
-	}
-	d.open = append(d.open, response{resp.Nonce, version})
+	resp.Nonce = d.expect(name, version)
 	return resp
 }

@@ -80,11 +80,11 @@ func TestDeltaVerdicts(t *testing.T) {
 		t.Fatalf("%v, %v", v, err)
 	}
 	first := d.Next(resource("1")).GetNonce()
-	if got, want := answer(first, ""), (Verdict{Answer: Acked, Version: "1", Acknowledged: "1"}); got != want {
+	if got, want := answer(first, ""), (Verdict{Answer: Acked, Name: own, Version: "1", Acknowledged: "1"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	second := d.Next(resource("2")).GetNonce()
-	if got, want := answer(second, "no"), (Verdict{Answer: Nacked, Version: "2", Acknowledged: "1", Detail: "no"}); got != want {
+	if got, want := answer(second, "no"), (Verdict{Answer: Nacked, Name: own, Version: "2", Acknowledged: "1", Detail: "no"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got, want := answer(first, ""), (Verdict{Answer: Stale, Acknowledged: "1"}); got != want {

@@ -66,7 +66,7 @@ func (w Workload) Marshal() (resource *anypb.Any, hash [sha256.Size]byte, err er
 }
 
 func encodePolicy(r policy.Resolved) *meshcav1.Policy {
-	msg := &meshcav1.Policy{Version: r.Version, Mode: encodeMode(r.Mode), Source: encodeSource(r.Source)}
+	msg := &meshcav1.Policy{Version: r.Version, WorkloadVersion: r.WorkloadVersion, Mode: encodeMode(r.Mode), Source: encodeSource(r.Source)}
 	ref, ports := r.PortLevel()
 	if len(ports) == 0 {
 		return msg
@@ -192,8 +192,9 @@ func parsePolicy(msg *meshcav1.Policy) (*policy.Resolved, error) {
 		return nil, err
 	}
 	return &policy.Resolved{
-		Version: msg.GetVersion(),
-		Result:  policy.Decided(decodeMode(msg.GetMode()), source, portsSource.Policy, ports),
+		Version:         msg.GetVersion(),
+		WorkloadVersion: msg.GetWorkloadVersion(),
+		Result:          policy.Decided(decodeMode(msg.GetMode()), source, portsSource.Policy, ports),
 	}, nil
 }
 

@@ -47,6 +47,7 @@ func TestParseReadsWhatMarshalWrites(t *testing.T) {
 		"wish":   {ID: identitytest.ID(t, cart), Bundle: ca.Bundle(), RenewAt: time.Unix(1.8e9, 5).UTC()},
 		"ports":  {ID: identitytest.ID(t, cart), Bundle: ca.Bundle(), Policy: &policy.Resolved{Version: 3, Result: set.Resolve("shop", map[string]string{"app": "cart"})}},
 		"open":   {ID: identitytest.ID(t, cart), Bundle: ca.Bundle(), Policy: &policy.Resolved{Version: 1 << 63, Result: set.Resolve("shop", nil)}},
+		"pair":   {ID: identitytest.ID(t, cart), Bundle: ca.Bundle(), Policy: &policy.Resolved{Version: 3, WorkloadVersion: 1<<64 - 1, Result: set.Resolve("shop", nil)}},
 		"closed": {ID: identitytest.ID(t, cart), Bundle: ca.Bundle(), Policy: &policy.Resolved{Version: 4, Result: set.ResolveUnlabelled("shop")}},
 	} {
 		content, hash, err := w.Marshal()
@@ -61,12 +62,26 @@ func TestParseReadsWhatMarshalWrites(t *testing.T) {
 		if got.ID != w.ID || !got.Bundle.Equal(w.Bundle) || !got.RenewAt.Equal(w.RenewAt) || (got.Policy == nil) != (w.Policy == nil) {
 			t.Errorf("%s: %+v, want %+v", name, got, w)
 		}
-		if w.Policy != nil && (got.Policy.Version != w.Policy.Version || !got.Policy.Equal(w.Policy.Result)) {
+		if w.Policy != nil && (got.Policy.Version != w.Policy.Version || got.Policy.WorkloadVersion != w.Policy.WorkloadVersion || !got.Policy.Equal(w.Policy.Result)) {
 			t.Errorf("%s: policy %+v, want %+v", name, got.Policy, w.Policy)
 		}
 		if _, again, err := got.Marshal(); err != nil || again != hash {
 			t.Errorf("%s: what was read is not written as it was (%v)", name, err)
 		}
+	}
+}
+
+// Whoever is sent a decision gets both of its versions.
+func TestT10_F69_BothVersionsAreHandedOn(t *testing.T) {
+	td := identitytest.TrustDomain(t, "cluster.local")
+	w := Workload{ID: identitytest.ID(t, cart), Bundle: identitytest.NewCA(t, td).Bundle(), Policy: &policy.Resolved{Version: 7, WorkloadVersion: 51}}
+	content, _, err := w.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(td, content)
+	if err != nil || got.Policy.Version != 7 || got.Policy.WorkloadVersion != 51 {
+		t.Errorf("%+v, %v", got.Policy, err)
 	}
 }
 

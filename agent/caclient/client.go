@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/identity/inputfile"
 )
 
 // DefaultAttemptTimeout is how long one address gets for one attempt: name
@@ -34,6 +35,10 @@ type Config struct {
 	AnchorFile string
 	// AttemptTimeout bounds one attempt; zero means [DefaultAttemptTimeout].
 	AttemptTimeout time.Duration
+	// Shared says that callers of several workloads use the client. One that is
+	// not answered in time then ends no other's calls: they find out by themselves,
+	// a stream by its pings.
+	Shared bool
 	// Now is the clock by which the CA's certificate is judged; required.
 	Now func() time.Time
 	// Dial opens a connection; nil means TCP by [net.Dialer].
@@ -94,9 +99,9 @@ func (c *Client) TrustDomain() identity.TrustDomain { return c.conf.TrustDomain 
 
 // AnchorPEM returns what the trust anchor file holds now, unparsed.
 func (c *Client) AnchorPEM() ([]byte, error) {
-	pem, err := readSmall(c.conf.AnchorFile, identity.MaxCertificatePEM)
+	pem, err := inputfile.Read(c.conf.AnchorFile, identity.MaxCertificatePEM)
 	if err != nil {
-		return nil, &AnchorError{File: c.conf.AnchorFile, Err: err}
+		return nil, &AnchorError{File: c.conf.AnchorFile, Err: reason(err)}
 	}
 	return pem, nil
 }
@@ -170,7 +175,11 @@ func (c *Client) attemptOnce(ctx context.Context, n int, f func(context.Context,
 	case err == nil:
 		c.release(l)
 	case isTimeout(err):
-		c.discard(l)
+		if c.conf.Shared {
+			c.retire(l)
+		} else {
+			c.discard(l)
+		}
 		err = c.explain(err)
 	case errors.Is(err, errUnavailable) || !l.alive():
 		// Whether the CA said so or the connection broke cannot be told from the

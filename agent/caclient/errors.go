@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -61,6 +62,9 @@ type RefusedError struct {
 	Address string
 	Code    codes.Code // Unauthenticated, PermissionDenied, InvalidArgument or ResourceExhausted
 	Message string     // the CA's words, at most 256 bytes; quote it
+	// RetryAfter is when a CA that has too much to do wants to be asked again, counted
+	// from its answer; zero if it did not say. It is a stranger's number: bound it.
+	RetryAfter time.Duration
 	// Token says what stands in the token that was refused, for the log; empty
 	// where that is not the question. It holds no part of the token that could
 	// be used.
@@ -193,7 +197,7 @@ func (c *Client) callError(doing string, l *link, err error) error {
 	switch s.Code() {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.ResourceExhausted:
 		return errStop{&RefusedError{
-			Doing: doing, Address: c.conf.Addresses[l.n], Code: s.Code(), Message: cut(s.Message()),
+			Doing: doing, Address: c.conf.Addresses[l.n], Code: s.Code(), Message: cut(s.Message()), RetryAfter: retryAfter(s),
 		}}
 	case codes.DeadlineExceeded:
 		return context.DeadlineExceeded
@@ -203,6 +207,19 @@ func (c *Client) callError(doing string, l *link, err error) error {
 		return unavailableError{text}
 	}
 	return text
+}
+
+// retryAfter is what a CA's answer says about coming back; zero if nothing.
+func retryAfter(s *status.Status) time.Duration {
+	if s.Code() != codes.ResourceExhausted {
+		return 0
+	}
+	for _, detail := range s.Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok && info.GetRetryDelay().IsValid() {
+			return max(0, info.GetRetryDelay().AsDuration())
+		}
+	}
+	return 0
 }
 
 // foreignError is an error in whose text there may be words of a server that

@@ -7,11 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/meshca/meshca/identity/inputfile"
 )
 
 // maxToken bounds a token; the CA takes none that is longer.
@@ -26,9 +26,9 @@ type TokenSource func() (string, error)
 // kubelet does it, is seen at once.
 func TokenFile(path string) TokenSource {
 	return func() (string, error) {
-		raw, err := readSmall(path, maxToken)
+		raw, err := inputfile.Read(path, maxToken)
 		if err != nil {
-			return "", fmt.Errorf("token file %q: %w", path, err)
+			return "", fmt.Errorf("token file %q: %w", path, reason(err))
 		}
 		raw = bytes.TrimSpace(raw)
 		if len(raw) == 0 {
@@ -40,32 +40,6 @@ func TokenFile(path string) TokenSource {
 		}
 		return string(raw), nil
 	}
-}
-
-// readSmall reads a regular file of at most limit bytes. Anything else is
-// refused: a FIFO would block for ever.
-func readSmall(path string, limit int) ([]byte, error) {
-	// O_NONBLOCK, so that opening a FIFO comes back; regular files ignore it.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, reason(err)
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, reason(err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if err != nil {
-		return nil, reason(err)
-	}
-	if len(data) > limit {
-		return nil, fmt.Errorf("it has more than %d bytes", limit)
-	}
-	return data, nil
 }
 
 // reason drops the path from an error of package os: the caller names it.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
@@ -28,17 +27,25 @@ const farewell = time.Second
 type Watch struct {
 	// Token is asked anew for each stream; required.
 	Token TokenSource
-	// Apply takes a workload over. An error refuses it: its text goes to the CA
-	// as a NACK. Required.
-	Apply func(wire.Workload) error
-	// Removed is told that the CA no longer has a resource; may be nil.
+	// Names are the resources to subscribe to, by name; nil means the wildcard,
+	// under which the CA decides from the token what there is to see. It must not
+	// be empty when a stream is opened.
+	Names *Names
+	// Apply takes a workload over, which came under a name. An error refuses it:
+	// its text goes to the CA as a NACK. Required.
+	Apply func(name string, w wire.Workload) error
+	// Removed is told that the CA does not have a resource, or not any more; may
+	// be nil.
 	Removed func(name string)
+	// Ignored is told of a resource that is not among the names; may be nil.
+	Ignored func(name string)
 	// Refused is told why a response was refused; may be nil.
 	Refused func(error)
 	// Connected is told of each stream's beginning and end; may be nil.
 	Connected func(bool)
 
 	versions map[string]string // resource name → version held
+	told     map[string]uint64 // name → the addition that the CA was told of last
 }
 
 // NackError says that a stream was left because of what it brought. The NACK
@@ -60,7 +67,8 @@ func (e *NackError) Unwrap() error { return e.Err }
 // of [Client.Sign], and [*NackError].
 //
 // After a NACK the next CA is asked where there is another: this one may be
-// behind. With one address the stream stays, for the CA's next version.
+// behind. With one address the stream stays, for the CA's next version; so it
+// does while it has good news of other names than the one that was refused.
 func (c *Client) Watch(ctx context.Context, w *Watch) error {
 	if w.versions == nil {
 		w.versions = make(map[string]string)
@@ -76,18 +84,19 @@ func (c *Client) follow(ctx context.Context, l *link, w *Watch) error {
 	if err != nil {
 		return errStop{&TokenError{Err: err}}
 	}
+	sub := &subscription{watch: w, parse: func(r *discovery.Resource) (wire.Workload, error) {
+		return wire.Parse(c.conf.TrustDomain, r.GetResource())
+	}}
+	first, err := sub.begin()
+	if err != nil {
+		return errStop{err}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(l.cc).
 		DeltaAggregatedResources(ctx, grpc.PerRPCCredentials(bearer(token)))
 	if err != nil {
 		return c.explainRefusal(c.callError(doingWatch, l, err), token)
-	}
-	first := &discovery.DeltaDiscoveryRequest{
-		Node:                    &core.Node{Id: "meshca-agent", UserAgentName: "meshca-agent"},
-		TypeUrl:                 wire.TypeURL,
-		ResourceNamesSubscribe:  []string{"*"},
-		InitialResourceVersions: w.versions,
 	}
 	// Where Send fails, the reason comes from Recv.
 	if err := stream.Send(first); err != nil && !errors.Is(err, io.EOF) {
@@ -97,58 +106,91 @@ func (c *Client) follow(ctx context.Context, l *link, w *Watch) error {
 		w.Connected(true)
 		defer w.Connected(false)
 	}
-	for received := false; ; received = true {
-		resp, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
+	responses := receive(ctx, stream)
+	defer func() {
+		cancel()
+		for range responses { // until the receiver has ended
 		}
-		if err != nil {
-			err = c.explainRefusal(c.callError(doingWatch, l, err), token)
-			if received {
-				// It did answer; that is no reason to ask the others at once.
-				err = errStop{&UnreachableError{Doing: doingWatch, Attempts: []Attempt{{c.conf.Addresses[l.n], err}}}}
+	}()
+	for answered := false; ; {
+		changed, later := sub.due()
+		select {
+		case <-later:
+			sub.later = nil
+		case <-changed:
+			if req := sub.change(); req != nil {
+				_ = stream.Send(req) // Recv says why it failed
 			}
-			return err
-		}
-		refusal := c.accept(w, resp)
-		if refusal != nil && w.Refused != nil {
-			w.Refused(refusal)
-		}
-		if err := stream.Send(reply(resp, refusal)); err != nil {
-			continue // Recv says why
-		}
-		if refusal != nil && len(c.conf.Addresses) > 1 {
-			leave(stream, cancel)
-			return errStop{&NackError{Address: c.conf.Addresses[l.n], Err: refusal}}
+		case r, ok := <-responses:
+			if !ok {
+				return context.Cause(ctx)
+			}
+			if r.err != nil {
+				return c.streamEnd(l, r.err, token, answered)
+			}
+			answered = true
+			if refusal := c.answer(stream, sub, r.resp); refusal != nil && len(c.conf.Addresses) > 1 && sub.hopeless() {
+				leave(stream, responses, cancel)
+				return errStop{&NackError{Address: c.conf.Addresses[l.n], Err: refusal}}
+			}
 		}
 	}
 }
 
-// accept applies one response, or says why not.
-func (c *Client) accept(w *Watch, resp *discovery.DeltaDiscoveryResponse) error {
-	if resp.GetTypeUrl() != wire.TypeURL {
-		return fmt.Errorf("the response is of type %.256q, not %q", resp.GetTypeUrl(), wire.TypeURL)
+// streamEnd judges what ended a stream.
+func (c *Client) streamEnd(l *link, err error, token string, answered bool) error {
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
-	workloads := make([]wire.Workload, len(resp.GetResources()))
-	for i, r := range resp.GetResources() {
-		var err error
-		if workloads[i], err = wire.Parse(c.conf.TrustDomain, r.GetResource()); err != nil {
-			return fmt.Errorf("resource %.256q: %w", r.GetName(), err)
+	err = c.explainRefusal(c.callError(doingWatch, l, err), token)
+	if answered {
+		// It did answer; that is no reason to ask the others at once.
+		err = errStop{&UnreachableError{Doing: doingWatch, Attempts: []Attempt{{c.conf.Addresses[l.n], err}}}}
+	}
+	return err
+}
+
+// answer applies a response and acknowledges it, or refuses it and says why. It
+// returns a refusal that the CA was told of.
+func (c *Client) answer(stream deltaStream, sub *subscription, resp *discovery.DeltaDiscoveryResponse) (refusal error) {
+	refusal = sub.accept(resp)
+	if refusal != nil && sub.watch.Refused != nil {
+		sub.watch.Refused(refusal)
+	}
+	if stream.Send(reply(resp, refusal)) != nil {
+		return nil // Recv says why
+	}
+	return refusal
+}
+
+type deltaStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+
+// response is what one Recv returned.
+type response struct {
+	resp *discovery.DeltaDiscoveryResponse
+	err  error
+}
+
+// receive reads a stream until it ends or ctx does, and then closes the channel.
+// The next response is read once the one before has been taken, so that the
+// CA's pace is ours.
+func receive(ctx context.Context, stream deltaStream) <-chan response {
+	out := make(chan response)
+	go func() {
+		defer close(out)
+		for {
+			resp, err := stream.Recv()
+			select {
+			case out <- response{resp, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
 		}
-	}
-	for i, r := range resp.GetResources() {
-		if err := w.Apply(workloads[i]); err != nil {
-			return fmt.Errorf("resource %.256q: %w", r.GetName(), err)
-		}
-		w.versions[r.GetName()] = r.GetVersion()
-	}
-	for _, name := range resp.GetRemovedResources() {
-		delete(w.versions, name)
-		if w.Removed != nil {
-			w.Removed(name)
-		}
-	}
-	return nil
+	}()
+	return out
 }
 
 // reply acknowledges a response, or refuses it with the reason.
@@ -162,13 +204,13 @@ func reply(resp *discovery.DeltaDiscoveryResponse, refusal error) *discovery.Del
 
 // leave hangs up and gives the CA a moment to read the NACK before cancel tears
 // the stream down.
-func leave(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient, cancel context.CancelFunc) {
+func leave(stream deltaStream, responses <-chan response, cancel context.CancelFunc) {
 	defer time.AfterFunc(farewell, cancel).Stop()
 	if stream.CloseSend() != nil {
 		return
 	}
-	for {
-		if _, err := stream.Recv(); err != nil {
+	for r := range responses {
+		if r.err != nil {
 			return
 		}
 	}

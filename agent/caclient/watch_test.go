@@ -23,7 +23,7 @@ import (
 
 // collect is a Watch that takes everything and remembers it.
 func collect(into *[]wire.Workload) *Watch {
-	return &Watch{Token: token(canary), Apply: func(w wire.Workload) error { *into = append(*into, w); return nil }}
+	return &Watch{Token: token(canary), Apply: func(_ string, w wire.Workload) error { *into = append(*into, w); return nil }}
 }
 
 func TestWatchAcknowledgesAndResumesFromItsVersions(t *testing.T) {
@@ -224,7 +224,7 @@ func TestNackWithOneAddressKeepsTheStream(t *testing.T) {
 	}
 	n := caclienttest.NewNetwork(t)
 	ca.Serve(n.Listen("a:1"), ca.TLS(serverName))
-	w := &Watch{Token: token(canary), Apply: func(w wire.Workload) error {
+	w := &Watch{Token: token(canary), Apply: func(_ string, w wire.Workload) error {
 		if w.Bundle.Sequence() == 1 {
 			return errors.New("do not like 1")
 		}

@@ -2,12 +2,12 @@ package audit
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/meshca/meshca/ca"
@@ -33,18 +33,31 @@ func (e *BlockedError) Error() string {
 }
 
 // Log is an audit trail over one sink. It is safe for concurrent use; records
-// reach the sink whole and one after another.
+// reach the sink whole and one after another. Those that come while a write goes on
+// share the next one: under load the sink is asked once for many.
 type Log struct {
 	name string
 	sink io.WriteCloser
 	now  func() time.Time
 
-	// turn is held by whoever writes. A write that never returns keeps it, and
-	// with it the only goroutine that this type ever has.
-	turn  chan struct{}
-	torn  bool                      // the last write may have left half a line; owned by turn
-	stuck atomic.Pointer[time.Time] // since when a write has been overdue; nil if none is
+	mu      sync.Mutex // guards what follows
+	waiting []*line    // of the next write
+	writing bool       // the only goroutine that this type ever has is there
+	stuck   time.Time  // since when a write has been overdue; zero if none is
+
+	torn bool   // the last write may have left half a line; the writer's
+	buf  []byte // what is written; the writer's
 }
+
+// line is a record on its way.
+type line struct {
+	text  []byte
+	began time.Time
+	done  chan error // holds one
+}
+
+// maxBatch bounds the lines of one write, and with them the writer's memory.
+const maxBatch = 256
 
 // New returns a trail over sink, which name describes in errors. The Log owns
 // the sink. now may be nil.
@@ -55,7 +68,7 @@ func New(name string, sink io.WriteCloser, now func() time.Time) (*Log, error) {
 	if now == nil {
 		now = time.Now
 	}
-	return &Log{name: name, sink: sink, now: now, turn: make(chan struct{}, 1)}, nil
+	return &Log{name: name, sink: sink, now: now}, nil
 }
 
 // Open returns a trail that appends to the file at path, which is made (0600) if
@@ -74,104 +87,109 @@ func (l *Log) Close() error { return l.sink.Close() }
 
 // Record writes one line and returns when the sink has taken it.
 func (l *Log) Record(ctx context.Context, e ca.Event) error {
-	line, err := encode(e)
+	w, err := l.enter(encode(&e))
 	if err != nil {
-		return fmt.Errorf("encoding an audit record: %w", err)
+		return err
 	}
-	if since := l.stuck.Load(); since != nil {
-		return &BlockedError{Sink: l.name, Since: *since}
-	}
-	began := l.now()
 	patience := time.NewTimer(Patience)
 	defer patience.Stop()
-	select {
-	case l.turn <- struct{}{}:
-	case <-patience.C:
-		return &BlockedError{Sink: l.name, Since: began}
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	done := make(chan error, 1)
-	go l.write(line, done)
-	select {
-	case err := <-done:
-		return err
-	case <-patience.C:
-		// The goroutine clears this when its write returns after all; if it
-		// has just done so, say that the record came too late, and no more.
-		l.stuck.Store(&began)
+	canceled := ctx.Done()
+	for {
 		select {
-		case <-done:
-			l.stuck.CompareAndSwap(&began, nil)
-		default:
+		case err := <-w.done:
+			return err
+		case <-patience.C:
+			return l.overdue(w)
+		case <-canceled:
+			if l.withdraw(w) {
+				return ctx.Err()
+			}
+			canceled = nil // it is being written, and the answer says whether it was
 		}
-		return &BlockedError{Sink: l.name, Since: began}
 	}
 }
 
-// write writes one line, passes on the turn and reports. It runs beside the
-// caller so that a sink that blocks does not hold the caller with it.
-func (l *Log) write(line []byte, done chan<- error) {
-	if l.torn {
-		line = append([]byte{'\n'}, line...)
+// enter has a line written with the next ones, unless the sink is stuck.
+func (l *Log) enter(text []byte) (*line, error) {
+	w := &line{text: text, began: l.now(), done: make(chan error, 1)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stuck.IsZero() {
+		return nil, &BlockedError{Sink: l.name, Since: l.stuck}
 	}
-	_, err := l.sink.Write(line)
+	l.waiting = append(l.waiting, w)
+	if !l.writing {
+		l.writing = true
+		go l.write()
+	}
+	return w, nil
+}
+
+// withdraw takes a line back, if it is not being written.
+func (l *Log) withdraw(w *line) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.withdrawLocked(w)
+}
+
+func (l *Log) withdrawLocked(w *line) bool {
+	i := slices.Index(l.waiting, w)
+	if i >= 0 {
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
+// overdue is the end of a caller's patience. A line that is being written makes the
+// sink stuck until the write returns after all; if it has just done so, the record
+// came too late, and no more.
+func (l *Log) overdue(w *line) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.withdrawLocked(w) && len(w.done) == 0 && (l.stuck.IsZero() || w.began.Before(l.stuck)) {
+		l.stuck = w.began
+	}
+	return &BlockedError{Sink: l.name, Since: w.began}
+}
+
+// write writes what waits until nothing does. It stays in a write that never
+// returns.
+func (l *Log) write() {
+	for {
+		l.mu.Lock()
+		n := min(len(l.waiting), maxBatch)
+		batch := slices.Clone(l.waiting[:n])
+		l.waiting = slices.Delete(l.waiting, 0, n)
+		l.writing = n > 0
+		l.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		err := l.writeLines(batch)
+		l.mu.Lock()
+		l.stuck = time.Time{}
+		for _, w := range batch {
+			w.done <- err
+		}
+		l.mu.Unlock()
+	}
+}
+
+// writeLines writes lines at once: all of them count, or none does.
+func (l *Log) writeLines(batch []*line) error {
+	l.buf = l.buf[:0]
+	if l.torn {
+		l.buf = append(l.buf, '\n')
+	}
+	for _, w := range batch {
+		l.buf = append(l.buf, w.text...)
+	}
+	_, err := l.sink.Write(l.buf)
 	l.torn = err != nil
 	if err != nil {
-		err = fmt.Errorf("writing to the audit sink %q: %w", l.name, err)
+		return fmt.Errorf("writing to the audit sink %q: %w", l.name, err)
 	}
-	done <- err
-	l.stuck.Store(nil)
-	<-l.turn
-}
-
-// record is the form of a line. Times are UTC with seconds' fractions, the
-// lifetime is in seconds.
-type record struct {
-	Time      time.Time         `json:"time"`
-	Stage     ca.Stage          `json:"stage"`
-	Kind      ca.Kind           `json:"kind"`
-	SPIFFEID  string            `json:"spiffe_id,omitempty"`
-	Names     []string          `json:"names,omitempty"`
-	Caller    map[string]string `json:"caller,omitempty"`
-	Serial    string            `json:"serial,omitempty"`
-	Authority string            `json:"authority,omitempty"`
-	Key       string            `json:"key_sha256"`
-	Lifetime  float64           `json:"lifetime_seconds"`
-	NotAfter  *time.Time        `json:"not_after,omitempty"`
-	Error     string            `json:"error,omitempty"`
-}
-
-// encode makes one line. JSON is the quoting: no text from outside can end the
-// line or the string that it stands in.
-func encode(e ca.Event) ([]byte, error) {
-	r := record{
-		Time: e.Time.UTC(), Stage: e.Stage, Kind: e.Kind, SPIFFEID: e.SPIFFEID,
-		Serial: e.Serial, Authority: e.Authority, Key: e.Key, Lifetime: e.Lifetime.Seconds(),
-	}
-	for _, n := range e.Names {
-		r.Names = append(r.Names, cut(n))
-	}
-	if !e.NotAfter.IsZero() {
-		t := e.NotAfter.UTC()
-		r.NotAfter = &t
-	}
-	if e.Err != nil {
-		r.Error = cut(e.Err.Error())
-	}
-	if e.Caller != nil {
-		r.Caller = make(map[string]string)
-		for _, a := range e.Caller.LogValue().Group() {
-			if a.Key != "spiffe_id" || a.Value.String() != e.SPIFFEID {
-				r.Caller[a.Key] = cut(a.Value.String())
-			}
-		}
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	return append(line, '\n'), nil
+	return nil
 }
 
 func cut(s string) string {

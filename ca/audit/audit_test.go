@@ -142,15 +142,17 @@ func TestF66_StuckSinkStopsSigningAndHeals(t *testing.T) {
 	if n := runtime.NumGoroutine(); n > goroutines {
 		t.Errorf("%d goroutines more than before", n-goroutines)
 	}
-	if len(l.turn) != 1 {
-		t.Error("the writer has given up its turn although its write has not returned")
+	idle := func() bool { l.mu.Lock(); defer l.mu.Unlock(); return !l.writing }
+	if idle() {
+		t.Error("the writer has gone although its write has not returned")
 	}
 	// Somebody reads again: what was stuck goes through, and records count again.
 	buf := make([]byte, 1<<20)
 	_, err = reader.Read(buf)
 	check(t, err)
-	l.turn <- struct{}{} // when the stuck write has returned
-	<-l.turn
+	for !idle() { // until the stuck write has returned
+		runtime.Gosched()
+	}
 	check(t, l.Record(t.Context(), event))
 }
 
@@ -172,13 +174,16 @@ func TestF66_PatienceIsOneSecond(t *testing.T) {
 		check(t, err)
 		began := time.Now()
 		var wg sync.WaitGroup
-		for range 50 { // at once: one writes, the others wait for their turn
-			wg.Go(func() {
-				var blocked *BlockedError
-				if err := l.Record(context.Background(), event); !errors.As(err, &blocked) || !blocked.Since.Equal(began) {
-					t.Errorf("error %v", err)
-				}
-			})
+		record := func() {
+			var blocked *BlockedError
+			if err := l.Record(context.Background(), event); !errors.As(err, &blocked) || !blocked.Since.Equal(began) {
+				t.Errorf("error %v", err)
+			}
+		}
+		wg.Go(record)
+		synctest.Wait() // its write hangs
+		for range 49 {  // and these wait for the next one
+			wg.Go(record)
 		}
 		wg.Wait()
 		if d := time.Since(began); d != time.Second {
@@ -283,8 +288,10 @@ func FuzzLine(f *testing.F) {
 
 func checkLine(t *testing.T, e ca.Event, text string) {
 	t.Helper()
-	line, err := encode(e)
-	check(t, err)
+	line := encode(&e)
+	if want := reflected(t, e); !bytes.Equal(line, want) {
+		t.Fatalf("line %q, and by encoding/json %q", line, want)
+	}
 	if bytes.IndexByte(line, '\n') != len(line)-1 || !utf8.Valid(line) || bytes.ContainsFunc(line[:len(line)-1], func(r rune) bool { return r < ' ' }) {
 		t.Fatalf("not one clean line: %q", line)
 	}
@@ -300,6 +307,49 @@ func checkLine(t *testing.T, e ca.Event, text string) {
 	}
 }
 
+// reflected is what encoding/json makes of a record.
+func reflected(t *testing.T, e ca.Event) []byte {
+	t.Helper()
+	r := struct {
+		Time      time.Time         `json:"time"`
+		Stage     ca.Stage          `json:"stage"`
+		Kind      ca.Kind           `json:"kind"`
+		SPIFFEID  string            `json:"spiffe_id,omitempty"`
+		Names     []string          `json:"names,omitempty"`
+		Caller    map[string]string `json:"caller,omitempty"`
+		Serial    string            `json:"serial,omitempty"`
+		Authority string            `json:"authority,omitempty"`
+		Key       string            `json:"key_sha256"`
+		Lifetime  float64           `json:"lifetime_seconds"`
+		NotAfter  *time.Time        `json:"not_after,omitempty"`
+		Error     string            `json:"error,omitempty"`
+	}{
+		Time: e.Time.UTC(), Stage: e.Stage, Kind: e.Kind, SPIFFEID: e.SPIFFEID,
+		Serial: e.Serial, Authority: e.Authority, Key: e.Key, Lifetime: e.Lifetime.Seconds(),
+	}
+	for _, n := range e.Names {
+		r.Names = append(r.Names, cut(n))
+	}
+	if !e.NotAfter.IsZero() {
+		end := e.NotAfter.UTC()
+		r.NotAfter = &end
+	}
+	if e.Err != nil {
+		r.Error = cut(e.Err.Error())
+	}
+	if e.Caller != nil {
+		r.Caller = make(map[string]string)
+		for _, a := range e.Caller.LogValue().Group() {
+			if a.Key != "spiffe_id" || a.Value.String() != e.SPIFFEID {
+				r.Caller[a.Key] = cut(a.Value.String())
+			}
+		}
+	}
+	line, err := json.Marshal(r)
+	check(t, err)
+	return append(line, '\n')
+}
+
 func TestNewNeedsASink(t *testing.T) {
 	if _, err := New("none", nil, nil); err == nil {
 		t.Error("a trail to nowhere is made")
@@ -307,6 +357,76 @@ func TestNewNeedsASink(t *testing.T) {
 	if _, err := Open(t.TempDir(), nil); err == nil {
 		t.Error("a folder is taken for a sink")
 	}
+}
+
+// slow is a sink that counts its writes, each of which takes a while.
+type slow struct {
+	memory
+	writes int
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	s.writes++
+	<-time.After(time.Millisecond)
+	return s.memory.Write(p)
+}
+
+// What comes during a write shares the next one, up to a bound.
+func TestRecordsShareWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &slow{}
+		l, err := New("slow", sink, nil)
+		check(t, err)
+		var wg sync.WaitGroup
+		record := func() { check(t, l.Record(context.Background(), event)) }
+		wg.Go(record)
+		synctest.Wait() // it is being written
+		for range maxBatch + 1 {
+			wg.Go(record)
+		}
+		wg.Wait()
+		if n := strings.Count(sink.String(), "\n"); n != maxBatch+2 || sink.writes != 3 {
+			t.Errorf("%d lines in %d writes", n, sink.writes)
+		}
+	})
+}
+
+// A write of several that fails has failed for each of them.
+func TestF37_SharedWriteFailsForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gate{open: make(chan struct{})}
+		l, err := New("gate", g, nil)
+		check(t, err)
+		var wg sync.WaitGroup
+		failed := make(chan error, 2)
+		wg.Go(func() { check(t, l.Record(context.Background(), event)) })
+		synctest.Wait()
+		l.sink = &half{} // takes the next write
+		for range 2 {
+			wg.Go(func() { failed <- l.Record(context.Background(), event) })
+		}
+		synctest.Wait()
+		close(g.open)
+		wg.Wait()
+		for range 2 {
+			if err := <-failed; !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("error %v", err)
+			}
+		}
+	})
+}
+
+func BenchmarkRecordParallel(b *testing.B) {
+	l, err := Open(filepath.Join(b.TempDir(), "audit"), nil)
+	check(b, err)
+	defer l.Close()
+	b.ReportAllocs()
+	b.SetParallelism(32)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			check(b, l.Record(context.Background(), event))
+		}
+	})
 }
 
 func BenchmarkRecord(b *testing.B) {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,8 +23,32 @@ type Config struct {
 	ByCertificate []identity.ID
 	// Bundles verifies those SVIDs; required if ByCertificate is not empty.
 	Bundles identity.BundleSource
-	Now     func() time.Time // nil means time.Now
+	// Clusters holds, for issuers of Tokens by URL, what else is known of those
+	// whose tokens they are. Tokens of an issuer that is not among them prove an
+	// identity for as long as they hold, and nobody is an agent by them.
+	Clusters map[string]Cluster
+	Now      func() time.Time // nil means time.Now
 }
+
+// Cluster is a Kubernetes cluster, whose API server is a token issuer.
+type Cluster struct {
+	// Liveness, if any, is asked about each token that is good in itself.
+	Liveness Liveness
+	// Agents are the ServiceAccounts of node agents. A caller that runs under one of
+	// them, in a pod on a node, is the agent of that node.
+	Agents []ServiceAccount
+}
+
+// Liveness knows whether what a token was made for still exists. It is safe for
+// concurrent use.
+type Liveness interface {
+	// Check returns nil if it does. An error that wraps an [*UnavailableError] says
+	// that this cannot be told now; every other one, that it does not.
+	Check(context.Context, *token.Claims) error
+}
+
+// ServiceAccount names one.
+type ServiceAccount struct{ Namespace, Name string }
 
 // Authenticator authenticates callers. It is safe for concurrent use.
 type Authenticator struct {
@@ -31,6 +56,7 @@ type Authenticator struct {
 	td            identity.TrustDomain
 	byCertificate []identity.ID
 	bundles       identity.BundleSource
+	clusters      map[string]Cluster
 	now           func() time.Time
 }
 
@@ -47,14 +73,33 @@ func New(c Config) (*Authenticator, error) {
 			return nil, fmt.Errorf("authenticating callers: %q cannot renew by certificate: it is no workload of trust domain %q", id, c.TrustDomain)
 		}
 	}
+	for url, cluster := range c.Clusters {
+		if err := cluster.check(c.Tokens, c.TrustDomain, url); err != nil {
+			return nil, fmt.Errorf("authenticating callers: cluster of token issuer %q: %w", url, err)
+		}
+	}
 	a := &Authenticator{
-		tokens: c.Tokens, td: c.TrustDomain,
+		tokens: c.Tokens, td: c.TrustDomain, clusters: maps.Clone(c.Clusters),
 		byCertificate: slices.Clone(c.ByCertificate), bundles: c.Bundles, now: c.Now,
 	}
 	if a.now == nil {
 		a.now = time.Now
 	}
 	return a, nil
+}
+
+// check finds mistakes that would leave a cluster's tokens unchecked, or its agents
+// unknown, without a word.
+func (c Cluster) check(tokens *token.Verifier, td identity.TrustDomain, url string) error {
+	if !tokens.Knows(url) {
+		return errors.New("no such issuer is configured")
+	}
+	for _, sa := range c.Agents {
+		if _, err := identity.WorkloadID(td, sa.Namespace, sa.Name); err != nil {
+			return fmt.Errorf("its agents' service account %q: %w", sa.Namespace+"/"+sa.Name, err)
+		}
+	}
+	return nil
 }
 
 // TakesCertificates reports whether a client certificate can prove anything.
@@ -73,7 +118,9 @@ type RefusedError struct {
 	// Subject is what the credentials name, where that is known for certain
 	// although they were refused; mostly empty.
 	Subject string
-	Err     error
+	// Claims are those of a token that is good in itself; nil for everything else.
+	Claims *token.Claims
+	Err    error
 }
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("authenticating the caller: %v", e.Err) }
@@ -121,13 +168,36 @@ func (a *Authenticator) byToken(ctx context.Context, c Credentials) (*Caller, er
 	if err != nil {
 		return nil, &RefusedError{Err: err}
 	}
+	cluster := a.clusters[claims.Issuer()] // of the token that was verified, and no other's
+	if err := cluster.live(ctx, claims); err != nil {
+		return nil, err
+	}
 	caller := &Caller{
 		id: id, method: ByToken, issuer: claims.Issuer(), audience: claims.Audience(),
 		tokenID: claims.ID(), peer: c.Peer, expires: claims.Expires(),
 	}
 	caller.podName, caller.podUID = claims.Pod()
 	caller.node, _ = claims.Node()
+	account := ServiceAccount{claims.Namespace(), claims.ServiceAccount()}
+	caller.agent = caller.podUID != "" && caller.node != "" && slices.Contains(cluster.Agents, account)
 	return caller, nil
+}
+
+// live asks whether what a token was made for still exists.
+func (c Cluster) live(ctx context.Context, claims *token.Claims) error {
+	if c.Liveness == nil {
+		return nil
+	}
+	err := c.Liveness.Check(ctx, claims)
+	if err == nil {
+		return nil
+	}
+	subject := "system:serviceaccount:" + claims.Namespace() + ":" + claims.ServiceAccount()
+	var unavailable *UnavailableError
+	if errors.As(err, &unavailable) {
+		return &UnavailableError{Err: fmt.Errorf("whether the token of %q is still good: %w", subject, unavailable.Err)}
+	}
+	return &RefusedError{Subject: subject, Claims: claims, Err: fmt.Errorf("token of %q: %w", subject, err)}
 }
 
 // byCert renews a listed identity by its own current SVID.

@@ -27,9 +27,17 @@ type Caller struct {
 	podName  string
 	podUID   string
 	node     string
+	agent    bool
 	tokenID  string
 	peer     string
 	expires  time.Time
+}
+
+// Subject is a workload that something is to be said about: the caller itself, or
+// for an agent one of its node. It proves nothing.
+type Subject struct {
+	ID     identity.ID
+	PodUID string // empty outside Kubernetes
 }
 
 // ID returns the identity that the caller has proved.
@@ -44,6 +52,10 @@ func (c *Caller) Pod() (name, uid string) { return c.podName, c.podUID }
 
 // Node returns the name of the node that the token names; empty if none.
 func (c *Caller) Node() string { return c.node }
+
+// Agent reports whether the caller is the agent of its node: it runs there, in a
+// pod, under a ServiceAccount that the operator named for that.
+func (c *Caller) Agent() bool { return c.agent }
 
 // Token returns the issuer of the token and the audience that it was accepted
 // for; both are empty for a caller by certificate.
@@ -66,18 +78,22 @@ func (c *Caller) Resource() string {
 	return c.id.String()
 }
 
-// LogValue shows who the caller is and how that is known; never the proof.
-func (c *Caller) LogValue() slog.Value {
-	attrs := []slog.Attr{slog.String("spiffe_id", c.id.String()), slog.String("by", string(c.method))}
-	for _, a := range []slog.Attr{
-		slog.String("issuer", c.issuer), slog.String("audience", c.audience),
-		slog.String("pod", c.podName), slog.String("pod_uid", c.podUID),
-		slog.String("node", c.node), slog.String("token_id", c.tokenID),
-		slog.String("peer", c.peer),
+// Each tells who the caller is and how that is known, in the order of names, without
+// what is empty; never the proof.
+func (c *Caller) Each(tell func(name, value string)) {
+	for _, of := range [...]struct{ name, value string }{
+		{"audience", c.audience}, {"by", string(c.method)}, {"issuer", c.issuer}, {"node", c.node}, {"peer", c.peer},
+		{"pod", c.podName}, {"pod_uid", c.podUID}, {"spiffe_id", c.id.String()}, {"token_id", c.tokenID},
 	} {
-		if a.Value.String() != "" {
-			attrs = append(attrs, a)
+		if of.value != "" {
+			tell(of.name, of.value)
 		}
 	}
+}
+
+// LogValue is what Each tells.
+func (c *Caller) LogValue() slog.Value {
+	var attrs []slog.Attr
+	c.Each(func(name, value string) { attrs = append(attrs, slog.String(name, value)) })
 	return slog.GroupValue(attrs...)
 }

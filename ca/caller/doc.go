@@ -4,5 +4,7 @@
 // signing key that forgets to authenticate does not compile.
 //
 // It decides identity and not permission: what a caller may have is decided
-// where it asks. Whether the token's pod still lives is not asked here.
+// where it asks. Whether the token's pod still lives is asked of a [Liveness]
+// where the issuer's [Cluster] has one, after the token was verified; package
+// kube/pods is one.
 package caller

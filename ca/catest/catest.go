@@ -18,6 +18,7 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/audit"
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/roots"
 	"github.com/meshca/meshca/ca/self"
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/identity/token"
@@ -78,6 +79,13 @@ func WithUpstream(wrap func(ca.Upstream) ca.Upstream) Option {
 	return func(c *config) { c.wrap = wrap }
 }
 
+// WithRoots sets what keeps the bundle of an upstream that counts no versions, in
+// place of a record beside the state directory.
+func WithRoots(r ca.RootKeeper) Option { return func(c *config) { c.ca.Roots = r } }
+
+// WithMaySign sets what is asked before each signature.
+func WithMaySign(ask func() error) Option { return func(c *config) { c.ca.MaySign = ask } }
+
 // WithByCertificate lists SPIFFE IDs that may renew by certificate.
 func WithByCertificate(ids ...string) Option { return func(c *config) { c.byCert = ids } }
 
@@ -105,12 +113,29 @@ func New(tb testing.TB, opts ...Option) *Kit {
 	check(tb, err)
 	tb.Cleanup(func() { check(tb, trail.Close()) })
 
+	if c.ca.Roots == nil {
+		c.ca.Roots = k.keeper(tb, filepath.Join(dir, roots.FileName), c.ca)
+	}
 	c.ca.TrustDomain, c.ca.Upstream, c.ca.Audit = k.TrustDomain, c.wrap(k.Upstream), trail
 	k.Authority, err = ca.New(c.ca)
 	check(tb, err)
 	k.authenticate(tb, c)
 	k.run(tb, c.waiting)
 	return k
+}
+
+// keeper keeps the roots of whatever upstream a test puts in the place of ours.
+func (k *Kit) keeper(tb testing.TB, record string, c ca.Config) *roots.Keeper {
+	tb.Helper()
+	if c.Leaf.Ceiling == 0 {
+		c.Leaf.Ceiling = ca.DefaultLeafCeiling
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	kept, err := roots.New(roots.Config{TrustDomain: k.TrustDomain, Store: roots.File{Path: record}, Ceiling: c.Leaf.Ceiling, Now: c.Now})
+	check(tb, err)
+	return kept
 }
 
 // authenticate makes the issuer of tokens and what verifies them.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"math/big"
 	"slices"
+	"sync"
 )
 
 // smallOrder holds the points of edwards25519 whose order divides 8, as the y of
@@ -34,8 +35,9 @@ func checkEd25519(key []byte) error {
 	return nil
 }
 
-// smallPrimes is the product of the odd primes below 752.
-var smallPrimes = func() *big.Int {
+// smallPrimes is the product of the odd primes below 752, made when the first RSA
+// key comes: it costs 2 ms and most of a megabyte, and a mesh may never see one.
+var smallPrimes = sync.OnceValue(func() *big.Int {
 	product := big.NewInt(1)
 	for p := int64(3); p < 752; p += 2 {
 		if big.NewInt(p).ProbablyPrime(0) {
@@ -43,7 +45,7 @@ var smallPrimes = func() *big.Int {
 		}
 	}
 	return product
-}()
+})
 
 // fermatRounds is how far apart the factors of an RSA key are looked for. Broken
 // generators have taken two primes that follow each other, which the first round
@@ -59,7 +61,8 @@ func checkFactors(pub crypto.PublicKey) error {
 	if !ok {
 		return nil
 	}
-	if g := new(big.Int).GCD(nil, nil, new(big.Int).Mod(k.N, smallPrimes), smallPrimes); g.BitLen() > 1 {
+	primes := smallPrimes()
+	if g := new(big.Int).GCD(nil, nil, new(big.Int).Mod(k.N, primes), primes); g.BitLen() > 1 {
 		return fault("its RSA modulus is divisible by a small number; the key's generator is broken")
 	}
 	if closeFactors(k.N) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/meshca/meshca/ca/caller"
 	"github.com/meshca/meshca/identity"
+	"github.com/meshca/meshca/identity/inputfile"
 	"github.com/meshca/meshca/policy"
 	"github.com/meshca/meshca/policy/policydir"
 )
@@ -105,13 +106,13 @@ func New(c Config) (*Source, error) {
 	return s, nil
 }
 
-// Policy returns what holds for a caller's workload, and a channel that is closed
+// Policy returns what holds for a workload, and a channel that is closed
 // when that may have become another. The policy is nil before the files have been
 // looked at; if they could not be read it is [policy.Unresolved].
-func (s *Source) Policy(who *caller.Caller) (*policy.Resolved, <-chan struct{}) {
-	r, changed, unlabelled := s.resolve(who.ID())
+func (s *Source) Policy(of caller.Subject) (*policy.Resolved, <-chan struct{}) {
+	r, changed, unlabelled := s.resolve(of.ID)
 	if unlabelled {
-		s.tell(who.ID())
+		s.tell(of.ID)
 	}
 	return r, changed
 }
@@ -303,7 +304,7 @@ func (f *labelsFile) look() (again time.Duration) {
 	if f.path == "" {
 		return 0
 	}
-	data, err := policydir.ReadFile(f.path, maxLabelsFile)
+	data, err := inputfile.Read(f.path, maxLabelsFile)
 	seen := sha256.Sum256(data)
 	if err != nil {
 		seen = sha256.Sum256([]byte("\x00" + err.Error())) // no content begins so

@@ -2,18 +2,13 @@ package self
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,9 +16,6 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/identity"
 )
-
-// DefaultRootLifetime is how long a root lives unless said otherwise.
-const DefaultRootLifetime = 10 * 365 * 24 * time.Hour
 
 // Names in the state directory; see the package comment.
 const (
@@ -60,18 +52,9 @@ type InitConfig struct {
 // root, and Init can be repeated, or the whole root, and it can be used.
 func Init(dir string, c InitConfig) (*x509.Certificate, error) { return initialize(osDisk{}, dir, c) }
 
-func initialize(d disk, dir string, c InitConfig) (root *x509.Certificate, err error) {
-	if c.TrustDomain.IsZero() {
-		return nil, errors.New("making a root: no trust domain is given")
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Lifetime == 0 {
-		c.Lifetime = DefaultRootLifetime
-	}
-	if c.Lifetime < 24*time.Hour {
-		return nil, fmt.Errorf("making a root: lifetime %v is below 24h", c.Lifetime)
+func initialize(d disk, dir string, c InitConfig) (made *x509.Certificate, err error) {
+	if err := ca.RootConfig(c).Check(); err != nil {
+		return nil, err
 	}
 	dir = filepath.Clean(dir) // "state/" has itself for a parent otherwise
 	if err := makeDir(d, dir); err != nil {
@@ -85,14 +68,14 @@ func initialize(d disk, dir string, c InitConfig) (root *x509.Certificate, err e
 	if err := checkVirgin(dir); err != nil {
 		return nil, err
 	}
-	root, key, err := makeRoot(c)
+	made, key, err := ca.NewRoot(ca.RootConfig(c))
 	if err != nil {
 		return nil, err
 	}
-	if err := store(d, dir, c.TrustDomain, root, key); err != nil {
+	if err := store(d, dir, c.TrustDomain, made, key); err != nil {
 		return nil, fmt.Errorf("storing a new root in %q: %w", dir, err)
 	}
-	return root, nil
+	return made, nil
 }
 
 // makeDir sees to it that the directory is there, closed to others, and will
@@ -150,40 +133,6 @@ func lostOrNever(dir string) error {
 	return &NotInitializedError{Dir: dir}
 }
 
-func makeRoot(c InitConfig) (*x509.Certificate, crypto.Signer, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making the root's key: %w", err)
-	}
-	name, id, err := ca.AuthorityName(c.TrustDomain, ca.RoleRoot, key.Public())
-	if err != nil {
-		return nil, nil, err
-	}
-	serial, err := ca.NewSerial()
-	if err != nil {
-		return nil, nil, err
-	}
-	now := c.Now().UTC().Truncate(time.Second)
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               name,
-		URIs:                  []*url.URL{c.TrustDomain.ID().SPIFFE().URL()},
-		NotBefore:             now.Add(-ca.Backdate),
-		NotAfter:              now.Add(c.Lifetime),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		SubjectKeyId:          id,
-		AuthorityKeyId:        id,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("signing the root: %w", err)
-	}
-	root, err := x509.ParseCertificate(der)
-	return root, key, err
-}
-
 // manifest is state.json. Every byte of the state is covered by it, and every
 // byte of it by its being the canonical form of what it says.
 type manifest struct {
@@ -205,13 +154,12 @@ func checksum(data []byte) string {
 
 // store writes the root. The order is the promise: all that the folder holds is
 // on the disk before the folder gets its name.
-func store(d disk, dir string, td identity.TrustDomain, root *x509.Certificate, key crypto.Signer) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+func store(d disk, dir string, td identity.TrustDomain, made *x509.Certificate, key crypto.Signer) error {
+	keyPEM, err := ca.EncodeRootKey(key)
 	if err != nil {
 		return err
 	}
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	certPEM := identity.EncodePEM(root)
+	certPEM := identity.EncodePEM(made)
 	m := manifest{Version: stateVersion, TrustDomain: td.String(), Key: checksum(keyPEM), Certificate: checksum(certPEM)}
 	state, err := m.marshal()
 	if err != nil {
@@ -245,7 +193,7 @@ func store(d disk, dir string, td identity.TrustDomain, root *x509.Certificate, 
 	if err := d.syncDir(dir); err != nil {
 		return err
 	}
-	return mark(d, dir, root)
+	return mark(d, dir, made)
 }
 
 // mark writes what follows from a root: the marker that tells of its loss, and

@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"path/filepath"
 	"time"
 
@@ -103,12 +100,7 @@ func (u *Upstream) read() error {
 	if err != nil {
 		return err
 	}
-	certs, err := identity.ParsePEM(certPEM)
-	if err != nil {
-		return &CorruptError{File: path, Reason: err.Error()}
-	}
-	u.root = certs[0]
-	if err := u.checkRoot(len(certs)); err != nil {
+	if u.root, err = ca.ParseRootCertificate(certPEM, u.td); err != nil {
 		return &CorruptError{File: path, Reason: err.Error()}
 	}
 	u.sum = m.Key
@@ -124,7 +116,7 @@ func (u *Upstream) key() (crypto.Signer, error) {
 		return nil, err
 	}
 	defer clear(keyPEM)
-	key, err := parseKey(keyPEM, u.root)
+	key, err := ca.ParseRootKey(keyPEM, u.root)
 	if err != nil {
 		return nil, &CorruptError{File: path, Reason: err.Error()}
 	}
@@ -181,40 +173,6 @@ func readPart(dir, path string, mode fs.FileMode, sum string) ([]byte, error) {
 	return data, nil
 }
 
-// checkRoot holds a certificate against what Init makes.
-func (u *Upstream) checkRoot(count int) error {
-	c, id := u.root, u.td.ID().String()
-	switch {
-	case count != 1:
-		return fmt.Errorf("it holds %d certificates", count)
-	case !c.IsCA || !c.BasicConstraintsValid || c.KeyUsage&x509.KeyUsageCertSign == 0:
-		return errors.New("it is no CA certificate")
-	case len(c.URIs) != 1 || c.URIs[0].String() != id:
-		return fmt.Errorf("it is not a certificate of %s", id)
-	}
-	return c.CheckSignatureFrom(c)
-}
-
-func parseKey(data []byte, root *x509.Certificate) (crypto.Signer, error) {
-	block, rest := pem.Decode(data)
-	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, errors.New("it is not one PEM block PRIVATE KEY")
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		// The parser's text is about structure, but nothing of a key is printed.
-		return nil, errors.New("it is no PKCS#8 key")
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("it is a %T, which cannot sign", parsed)
-	}
-	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(root.PublicKey) {
-		return nil, errors.New("it is not the key of the root certificate beside it")
-	}
-	return key, nil
-}
-
 // checkMarks compares marker and copy with the root, and makes them where they
 // are missing. A marker of another root means that the folder was exchanged. The
 // copy is no more than that and is put right.
@@ -248,76 +206,14 @@ func (u *Upstream) Root() *x509.Certificate { return u.root }
 // rootsSequence is the version of the roots: there is one, and it never changes.
 const rootsSequence = 1
 
-// SignIntermediate signs an intermediate over the CSR's key. Subject, names and
-// limits are ours, whatever the CSR says. Its life ends with the root's.
+// SignIntermediate implements [ca.Upstream].
 func (u *Upstream) SignIntermediate(ctx context.Context, req ca.IntermediateRequest) (*ca.Signed, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if req.TrustDomain != u.td {
-		return nil, fmt.Errorf("signing an intermediate for trust domain %q: this root is of %q", req.TrustDomain, u.td)
-	}
-	if req.CSR == nil || req.Lifetime <= 0 {
-		return nil, errors.New("signing an intermediate: CSR and Lifetime must both be given")
-	}
-	if err := ca.CheckKey(req.CSR.PublicKey); err != nil {
-		return nil, err
-	}
-	if err := req.CSR.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("signing an intermediate: the CSR is not signed with its own key: %w", err)
-	}
-	now := u.now().Round(0).UTC().Truncate(time.Second)
-	if now.Before(u.root.NotBefore) || !now.Before(u.root.NotAfter) {
-		return nil, fmt.Errorf("signing an intermediate: this clock shows %s, and the root holds from %s to %s; correct the clock, or make a new root",
-			now.Format(time.RFC3339), u.root.NotBefore.Format(time.RFC3339), u.root.NotAfter.Format(time.RFC3339))
-	}
-	template, err := u.template(req, now)
+	r := ca.Root{TrustDomain: u.td, Certificate: u.root, Key: u.key, Now: u.now}
+	cert, err := r.Sign(ctx, req)
 	if err != nil {
 		return nil, err
-	}
-	key, err := u.key()
-	if err != nil {
-		return nil, fmt.Errorf("signing an intermediate: %w", err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, u.root, req.CSR.PublicKey, key)
-	if err != nil {
-		return nil, fmt.Errorf("signing an intermediate: %w", err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("reading back an intermediate: %w", err)
 	}
 	return &ca.Signed{
 		Chain: []*x509.Certificate{cert}, Roots: []*x509.Certificate{u.root}, Sequence: rootsSequence,
 	}, nil
-}
-
-func (u *Upstream) template(req ca.IntermediateRequest, now time.Time) (*x509.Certificate, error) {
-	name, id, err := ca.AuthorityName(u.td, ca.RoleIntermediate, req.CSR.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	serial, err := ca.NewSerial()
-	if err != nil {
-		return nil, err
-	}
-	t := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               name,
-		URIs:                  []*url.URL{u.td.ID().SPIFFE().URL()},
-		NotBefore:             now.Add(-ca.Backdate),
-		NotAfter:              now.Add(req.Lifetime),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-		SubjectKeyId:          id,
-	}
-	if t.NotBefore.Before(u.root.NotBefore) {
-		t.NotBefore = u.root.NotBefore
-	}
-	if t.NotAfter.After(u.root.NotAfter) {
-		t.NotAfter = u.root.NotAfter
-	}
-	return t, nil
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/census"
 	"github.com/meshca/meshca/wire"
 )
 
@@ -27,7 +28,8 @@ func (a *adsService) StreamAggregatedResources(discovery.AggregatedDiscoveryServ
 	return refusef(codes.Unimplemented, "state-of-the-world xDS is not served; use DeltaAggregatedResources")
 }
 
-// DeltaAggregatedResources serves one caller its resource until its proof ends.
+// DeltaAggregatedResources serves one caller its resource, or a node's agent those
+// of its node, until the caller's proof ends.
 func (a *adsService) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	who, err := a.s.authenticate(stream.Context())
 	if err != nil {
@@ -44,12 +46,16 @@ func (a *adsService) DeltaAggregatedResources(stream discovery.AggregatedDiscove
 	}
 	leave, err := a.s.streams.enter(keyOf(stream.Context(), who))
 	if err != nil {
-		return &callError{codes.ResourceExhausted, err}
+		return &callError{code: codes.ResourceExhausted, err: err}
 	}
 	defer leave()
 	a.s.metrics.streams.Inc()
 	defer a.s.metrics.streams.Dec()
-	err = a.serve(stream, who, streamEnd(now, who.Expires()))
+	serve := a.serve
+	if who.Agent() && a.s.pods != nil {
+		serve = a.serveNode
+	}
+	err = serve(stream, who, streamEnd(now, who.Expires()))
 	if errors.Is(err, io.EOF) {
 		return nil // the agent has closed its side
 	}
@@ -70,13 +76,16 @@ func streamEnd(now, proofEnds time.Time) time.Time {
 // invitation to come back at once.
 func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, end time.Time) error {
 	d := wire.NewDelta(who.Resource())
+	seat := a.s.census.Shown(who.Resource(), who.ID(), who.Node(), a.s.now())
+	defer func() { seat.Leave(a.s.now()) }()
 	allowed := newBudget(a.s.now())
 	requests, ended := receive(stream)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var changed changes
-	look := true // at what there is to send
-	owed := 0    // answers to what was sent
+	look := true     // at what there is to send
+	refused := false // what was sent last
+	owed := 0        // answers to what was sent
 	for {
 		now := a.s.now()
 		if !now.Before(end) {
@@ -85,12 +94,17 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 		// Never one long timer: it would stand still while the machine sleeps.
 		timer.Reset(min(tick, end.Sub(now)))
 		if look {
-			var resource *discovery.Resource
-			var err error
-			if resource, changed, err = a.resource(who); err != nil {
+			w, c := a.workload(subjectOf(who))
+			changed = c
+			resource, err := encode(who.Resource(), w)
+			if err != nil {
 				return err
 			}
-			if resp := d.Next(resource); resp != nil {
+			resp := d.Next(resource)
+			if d.Has() != "" {
+				seat.Sent(versionOf(resource, w), resp == nil || len(resp.GetResources()) == 0, a.s.now())
+			}
+			if resp != nil {
 				if err := stream.Send(resp); err != nil {
 					return gone(err)
 				}
@@ -107,24 +121,24 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 		case req := <-requests:
 			verdict, err := d.Request(req)
 			if err != nil {
-				return &callError{codes.InvalidArgument, err}
+				return &callError{code: codes.InvalidArgument, err: err}
 			}
-			// An answer for each response costs the agent nothing: how many there are
-			// is for us to say.
-			awaited := verdict != nil && owed > 0
-			if awaited {
-				owed--
+			if err := a.s.spend(allowed, verdict, &owed); err != nil {
+				return err
 			}
-			if !awaited && !allowed.spend(a.s.now()) {
-				return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
+			a.note(stream, who.ID().String(), seat, verdict)
+			if verdict != nil {
+				refused = verdict.Answer == wire.Nacked
 			}
-			a.note(stream, who, verdict)
 			look = d.Pending()
 		case <-changed.bundle:
 			look = true
 		case <-changed.policy:
 			look = true
 		case <-timer.C:
+			// What was refused for a number that was too low may be taken under a
+			// higher one.
+			look = refused
 		case <-a.s.draining:
 			return nil
 		}
@@ -134,34 +148,74 @@ func (a *adsService) serve(stream discovery.AggregatedDiscoveryService_DeltaAggr
 // changes are closed when what they are about has become another.
 type changes struct{ bundle, policy <-chan struct{} }
 
-// resource is what a caller may see, as it is now, with a version that says when
-// it is the same.
-func (a *adsService) resource(who *caller.Caller) (*discovery.Resource, changes, error) {
-	var c changes
-	w := wire.Workload{ID: who.ID()}
-	w.Bundle, c.bundle = a.s.authority.Bundle()
-	if a.s.policies != nil {
-		w.Policy, c.policy = a.s.policies.Policy(who)
+// spend takes a request off what a stream may ask for. An answer for each response
+// costs the agent nothing: how many there are is for us to say.
+func (s *Server) spend(allowed *budget, v *wire.Verdict, owed *int) error {
+	if v != nil && *owed > 0 {
+		*owed--
+		return nil
 	}
-	content, hash, err := w.Marshal()
-	if err != nil {
-		return nil, c, err
+	if !allowed.spend(s.now()) {
+		return refusef(codes.ResourceExhausted, "the stream makes more than %d requests a second", requestsPerSecond)
 	}
-	return &discovery.Resource{
-		Name:     who.Resource(),
-		Version:  fmt.Sprintf("%d-%x", w.Bundle.Sequence(), hash[:8]),
-		Resource: content,
-	}, c, nil
+	return nil
 }
 
-// note counts an answer, and logs a NACK with the agent's reason.
-func (a *adsService) note(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, who *caller.Caller, v *wire.Verdict) {
+// subjectOf is what a caller may see: itself.
+func subjectOf(who *caller.Caller) Subject {
+	_, uid := who.Pod()
+	return Subject{ID: who.ID(), PodUID: uid}
+}
+
+// versionOf is what the census keeps of a resource.
+func versionOf(r *discovery.Resource, w wire.Workload) census.Version {
+	v := census.Version{Resource: r.GetVersion(), Bundle: w.Bundle.Sequence()}
+	if w.Policy != nil {
+		v.Policy = w.Policy.Version
+	}
+	return v
+}
+
+// workload is what holds for a subject now.
+func (a *adsService) workload(s Subject) (wire.Workload, changes) {
+	var c changes
+	w := wire.Workload{ID: s.ID}
+	w.Bundle, c.bundle = a.s.authority.Bundle()
+	if a.s.policies != nil {
+		w.Policy, c.policy = a.s.policies.Policy(s)
+	}
+	return w, c
+}
+
+// encode makes a resource with a version that says when it is the same.
+func encode(name string, w wire.Workload) (*discovery.Resource, error) {
+	content, hash, err := w.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return &discovery.Resource{
+		Name:     name,
+		Version:  fmt.Sprintf("%d-%x", w.Bundle.Sequence(), hash[:8]),
+		Resource: content,
+	}, nil
+}
+
+// note counts an answer, has the census know it, and logs a NACK of somebody's resource
+// with the agent's reason. The seat is nil if it is about nobody who is shown.
+func (a *adsService) note(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, id string, seat *census.Seat, v *wire.Verdict) {
 	if v == nil {
 		return
 	}
 	a.s.metrics.acks.WithLabelValues(string(v.Answer)).Inc()
+	switch {
+	case seat == nil || v.Name == "": // an answer to a removal
+	case v.Answer == wire.Acked:
+		seat.Acked(v.Version)
+	case v.Answer == wire.Nacked:
+		seat.Nacked(v.Detail, a.s.now())
+	}
 	if v.Answer == wire.Nacked {
-		a.s.log.Warn("an agent refuses its resource", "spiffe_id", who.ID().String(), "peer", callOf(stream.Context()).peer,
+		a.s.log.Warn("an agent refuses its resource", "spiffe_id", id, "peer", callOf(stream.Context()).peer,
 			"version", v.Version, "acknowledged", v.Acknowledged, "error", cut(v.Detail))
 	}
 }
@@ -181,7 +235,7 @@ func readError(err error) error {
 }
 
 // gone marks an error that means that the agent, or the connection, went away.
-func gone(err error) error { return &callError{codes.Canceled, err} }
+func gone(err error) error { return &callError{code: codes.Canceled, err: err} }
 
 // receive reads requests until the stream ends, and says then what it ended
 // with. Its goroutine ends with the stream's context, which gRPC cancels when

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
@@ -18,11 +17,14 @@ const bearerPrefix = "Bearer "
 func (s *Server) authenticate(ctx context.Context) (*caller.Caller, error) {
 	leave, err := s.arriving.enter(sourceOfCall(ctx))
 	if err != nil {
-		return nil, &callError{codes.ResourceExhausted, err}
+		return nil, &callError{code: codes.ResourceExhausted, err: err}
 	}
 	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, s.callTimeout) // a stream has none of its own
-	defer cancel()
+	if _, ok := ctx.Deadline(); !ok { // a stream has none
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.callTimeout)
+		defer cancel()
+	}
 	creds, err := credentialsOf(ctx)
 	if err != nil {
 		return nil, err
@@ -32,6 +34,11 @@ func (s *Server) authenticate(ctx context.Context) (*caller.Caller, error) {
 		return nil, err
 	}
 	callOf(ctx).who = who
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(connInfo); ok {
+			info.conn.known()
+		}
+	}
 	return who, nil
 }
 
@@ -42,12 +49,11 @@ func credentialsOf(ctx context.Context) (caller.Credentials, error) {
 	var c caller.Credentials
 	if p, ok := peer.FromContext(ctx); ok {
 		c.Peer = p.Addr.String()
-		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+		if info, ok := p.AuthInfo.(connInfo); ok {
 			c.Certificates = info.State.PeerCertificates
 		}
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(values) == 0 {
 		return c, nil
 	}

@@ -1,8 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,6 +15,7 @@ import (
 	istio "istio.io/api/security/v1alpha1"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/caller"
 	"github.com/meshca/meshca/ca/csr"
 	"github.com/meshca/meshca/identity"
 )
@@ -20,7 +25,10 @@ import (
 const impersonated = "ImpersonatedIdentity"
 
 // csrService is istio.v1.auth.IstioCertificateService.
-type csrService struct{ s *Server }
+type csrService struct {
+	s     *Server
+	above atomic.Pointer[above]
+}
 
 // desc describes the service to gRPC. On the wire it is what the generated one
 // is. That one, however, would have us called when the whole message has
@@ -48,17 +56,21 @@ func (c *csrService) issue(ctx context.Context, read func(*istio.IstioCertificat
 	return resp, nil
 }
 
-// create is the whole of issuing: who asks, what for, sign. The caller comes
-// before the place in the queue, so that nobody unknown takes one, and before
-// the message, so that nobody unknown has us keep half of one.
+// create is the whole of issuing: who asks, what for, wait for a turn, sign. The
+// caller comes before the place in the queue, so that nobody unknown takes one, and
+// before the message, so that nobody unknown has us keep half of one.
 func (c *csrService) create(ctx context.Context, read func(*istio.IstioCertificateRequest) error) (*istio.IstioCertificateResponse, error) {
 	who, err := c.s.authenticate(ctx)
 	if err != nil {
 		return nil, err
 	}
 	leave, err := c.s.calls.enter(keyOf(ctx, who))
-	if err != nil {
-		return nil, &callError{codes.ResourceExhausted, err}
+	var full *fullError
+	switch {
+	case errors.As(err, &full):
+		return nil, busy(err, c.s.queue.delay(c.classOf(who)))
+	case err != nil:
+		return nil, &callError{code: codes.ResourceExhausted, err: err}
 	}
 	defer leave()
 	req := &istio.IstioCertificateRequest{}
@@ -68,15 +80,54 @@ func (c *csrService) create(ctx context.Context, read func(*istio.IstioCertifica
 	if err := checkMetadata(req.GetMetadata()); err != nil {
 		return nil, err
 	}
-	pub, err := csr.Parse([]byte(req.GetCsr()), who.ID())
+	asked := lifetime(req.GetValidityDuration())
+	bundle, _ := c.s.authority.Bundle()
+	resp, again, err := c.s.answers.get(ctx, requestOf(who, req.GetCsr(), asked), bundle, c.s.callTimeout, func(ctx context.Context) (*istio.IstioCertificateResponse, error) {
+		return c.inTurn(ctx, who, req.GetCsr(), asked)
+	})
+	if again {
+		c.s.metrics.repeated.Inc()
+	}
+	return resp, err
+}
+
+// inTurn signs when there is a worker for it.
+func (c *csrService) inTurn(ctx context.Context, who *caller.Caller, request string, asked time.Duration) (resp *istio.IstioCertificateResponse, err error) {
+	began := time.Now()
+	waited := c.s.queue.do(ctx, c.classOf(who), cmp.Or(who.Node(), who.Resource()), func() {
+		c.s.metrics.waited.Observe(time.Since(began).Seconds())
+		resp, err = c.sign(ctx, who, request, asked)
+	})
+	var full *busyError
+	switch {
+	case errors.As(waited, &full):
+		return nil, busy(waited, full.After)
+	case waited != nil:
+		return nil, waited
+	}
+	return resp, err
+}
+
+// classOf tells a renewal from a first certificate as far as this replica knows: for
+// others' certificates it waits in the shorter line.
+func (c *csrService) classOf(who *caller.Caller) class {
+	if c.s.census.Holds(who.Resource(), c.s.now()) {
+		return renewal
+	}
+	return first
+}
+
+func (c *csrService) sign(ctx context.Context, who *caller.Caller, request string, asked time.Duration) (*istio.IstioCertificateResponse, error) {
+	pub, err := csr.Parse([]byte(request), who.ID())
 	if err != nil {
 		return nil, err
 	}
-	issued, err := c.s.authority.Issue(ctx, who, pub, lifetime(req.GetValidityDuration()))
+	issued, err := c.s.authority.Issue(ctx, who, pub, asked)
 	if err != nil {
 		return nil, err
 	}
-	return answer(issued)
+	c.s.census.Issued(who.Resource(), who.ID(), who.Node(), c.s.now(), issued.Chain[0].NotAfter)
+	return c.answer(issued)
 }
 
 // checkMetadata tolerates everything that Istio's agents send and that changes
@@ -109,14 +160,36 @@ func lifetime(seconds int64) time.Duration {
 // answer lays out a chain as Istio's clients read it: one certificate an
 // element, the leaf first, and the last element holds all roots. ztunnel reads
 // only the first certificate of every element but the last.
-func answer(issued *ca.Issued) (*istio.IstioCertificateResponse, error) {
+func (c *csrService) answer(issued *ca.Issued) (*istio.IstioCertificateResponse, error) {
 	if len(issued.Bundle.Authorities()) == 0 {
 		return nil, errors.New("the bundle has no authority to answer with")
 	}
-	resp := &istio.IstioCertificateResponse{}
-	for _, c := range issued.Chain {
-		resp.CertChain = append(resp.CertChain, string(identity.EncodePEM(c)))
+	rest := c.above.Load()
+	if rest == nil || !rest.of(issued) {
+		rest = newAbove(issued)
+		c.above.Store(rest)
 	}
-	resp.CertChain = append(resp.CertChain, string(issued.Bundle.MarshalPEM()))
-	return resp, nil
+	return &istio.IstioCertificateResponse{CertChain: append([]string{string(identity.EncodePEM(issued.Chain[0]))}, rest.elements...)}, nil
+}
+
+// above is what answers hold beside the leaf. It is the same in nearly all of them,
+// and shared: answers are kept, and read only.
+type above struct {
+	chain    []*x509.Certificate
+	bundle   *identity.Bundle
+	elements []string
+}
+
+func newAbove(issued *ca.Issued) *above {
+	a := &above{chain: issued.Chain[1:], bundle: issued.Bundle}
+	for _, c := range a.chain {
+		a.elements = append(a.elements, string(identity.EncodePEM(c)))
+	}
+	a.elements = append(a.elements, string(issued.Bundle.MarshalPEM()))
+	return a
+}
+
+// of reports whether issued has the same issuers, in memory, and the same roots.
+func (a *above) of(issued *ca.Issued) bool {
+	return a.bundle == issued.Bundle && slices.Equal(a.chain, issued.Chain[1:])
 }

@@ -10,14 +10,17 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/types/known/durationpb"
 	istio "istio.io/api/security/v1alpha1"
 
 	"github.com/meshca/meshca/ca"
@@ -27,8 +30,9 @@ import (
 
 // callError is a refusal whose code does not follow from the cause's type.
 type callError struct {
-	code codes.Code
-	err  error
+	code  codes.Code
+	err   error
+	after time.Duration // when to come back; zero if that is not said
 }
 
 func (e *callError) Error() string { return e.err.Error() }
@@ -36,7 +40,7 @@ func (e *callError) Error() string { return e.err.Error() }
 func (e *callError) Unwrap() error { return e.err }
 
 func refusef(code codes.Code, format string, args ...any) error {
-	return &callError{code, fmt.Errorf(format, args...)}
+	return &callError{code: code, err: fmt.Errorf(format, args...)}
 }
 
 // codeOf says what an error is called on the wire. What nobody foresaw is
@@ -201,9 +205,50 @@ func (s *Server) edge(ctx context.Context, handler func() error) error {
 		s.log.Debug("canceled by the caller", "method", c.method, "peer", c.peer)
 		return status.Error(code, wireText(code))
 	}
+	if r, ok := refusalOf(c, code, err); ok {
+		s.refused(r)
+		s.census.Refused(r.PodUID, s.now(), r.Reason)
+	}
 	ref := newReference()
 	s.log.LogAttrs(ctx, levelOf(code), "refused", refusalAttrs(c, code, ref, err)...)
-	return status.Error(code, wireText(code)+" (ref "+ref+")")
+	return told(code, ref, err)
+}
+
+// told is what the caller gets to see: nothing that depends on the cause, except
+// when to come back.
+func told(code codes.Code, ref string, err error) error {
+	s := status.New(code, wireText(code)+" (ref "+ref+")")
+	var own *callError
+	if errors.As(err, &own) && own.after > 0 {
+		if with, err := s.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(own.after)}); err == nil {
+			s = with
+		}
+	}
+	return s.Err()
+}
+
+// refusalOf is what there is to say to a pod that was refused: nothing while its
+// token proves nothing, and nothing where it should only come again.
+func refusalOf(c *call, code codes.Code, err error) (Refusal, bool) {
+	switch code {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.ResourceExhausted:
+	default:
+		return Refusal{}, false
+	}
+	r := Refusal{Code: code, Reason: cut(err.Error())}
+	var refused *caller.RefusedError
+	var own *callError
+	switch {
+	case errors.As(err, &own) && own.after > 0: // nothing that the pod's owner could do
+		return Refusal{}, false
+	case c.who != nil:
+		r.Namespace, _, _ = c.who.ID().Workload()
+		r.Pod, r.PodUID = c.who.Pod()
+	case errors.As(err, &refused) && refused.Claims != nil:
+		r.Namespace = refused.Claims.Namespace()
+		r.Pod, r.PodUID = refused.Claims.Pod()
+	}
+	return r, r.PodUID != ""
 }
 
 func refusalAttrs(c *call, code codes.Code, ref string, err error) []slog.Attr {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -103,16 +104,28 @@ func reading(req *istio.IstioCertificateRequest) func(*istio.IstioCertificateReq
 	}
 }
 
+// requests are more different ones than answers are kept, so that none is repeated.
+func requests(b *testing.B) func() *istio.IstioCertificateRequest {
+	b.Helper()
+	var all []*istio.IstioCertificateRequest
+	for range mostAnswers + 64 {
+		all = append(all, &istio.IstioCertificateRequest{Csr: newCSR(b, catest.NewKey(b), nil)})
+	}
+	var next atomic.Uint64
+	b.ResetTimer()
+	return func() *istio.IstioCertificateRequest { return all[next.Add(1)%uint64(len(all))] }
+}
+
 // BenchmarkCreateCertificate is one call in process: token, CSR and signature,
 // without the network.
 func BenchmarkCreateCertificate(b *testing.B) {
 	h := start(b, nil)
 	service := &csrService{s: h.server}
-	req := &istio.IstioCertificateRequest{Csr: newCSR(b, catest.NewKey(b), nil)}
+	next := requests(b)
 	ctx := metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Bearer "+h.token(b, nil)))
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := service.issue(ctx, reading(req)); err != nil {
+			if _, err := service.issue(ctx, reading(next())); err != nil {
 				b.Error(err)
 			}
 		}
@@ -123,11 +136,11 @@ func BenchmarkCreateCertificate(b *testing.B) {
 func BenchmarkCreateCertificateTLS(b *testing.B) {
 	h := start(b, nil)
 	client := istio.NewIstioCertificateServiceClient(h.dial(b, nil))
-	req := &istio.IstioCertificateRequest{Csr: newCSR(b, catest.NewKey(b), nil)}
+	next := requests(b)
 	ctx := metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+h.token(b, nil))
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := client.CreateCertificate(ctx, req); err != nil {
+			if _, err := client.CreateCertificate(ctx, next()); err != nil {
 				b.Error(err)
 			}
 		}

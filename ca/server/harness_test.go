@@ -121,6 +121,7 @@ type settings struct {
 	keys      token.KeySource
 	upstream  func(ca.Upstream) ca.Upstream
 	byCert    []string
+	cluster   *caller.Cluster     // of the token issuer
 	believes  *identitytest.Peers // what certificates are judged by; nil: the authority's bundle
 	unready   bool                // do not wait for a certificate
 	listener  net.Listener
@@ -190,6 +191,9 @@ func (h *harness) authenticate(t testing.TB, set *settings) {
 	}}})
 	must(t, err)
 	config := caller.Config{Tokens: verifier, TrustDomain: h.td, Bundles: h.authority.Bundles()}
+	if set.cluster != nil {
+		config.Clusters = map[string]caller.Cluster{catest.Issuer: *set.cluster}
+	}
 	if set.believes != nil {
 		config.Bundles, config.Now = set.believes, func() time.Time { return set.believes.Now }
 	}

@@ -19,7 +19,7 @@ func (h *healthService) desc() *grpc.ServiceDesc {
 	return h.s.headersFirst(grpc_health_v1.Health_ServiceDesc.ServiceName, "Check", func(stream grpc.ServerStream) (any, error) {
 		leave, err := h.s.healthChecks.enter(sourceOfCall(stream.Context()))
 		if err != nil {
-			return nil, &callError{codes.ResourceExhausted, err}
+			return nil, &callError{code: codes.ResourceExhausted, err: err}
 		}
 		defer leave()
 		req := &grpc_health_v1.HealthCheckRequest{}

@@ -45,14 +45,24 @@ func newLimiter(what string, total, each int) *limiter {
 	return &limiter{what: what, total: total, each: each, open: make(map[string]int)}
 }
 
-// enter takes a place, or says why there is none. Leave, which may be called
-// more than once, gives it back.
+// fullError says that all places are taken: not by who asked, and he may come again.
+type fullError struct {
+	taken int
+	what  string
+}
+
+func (e *fullError) Error() string {
+	return fmt.Sprintf("%d %s already, the most there may be", e.taken, e.what)
+}
+
+// enter takes a place, or says why there is none: a [*fullError] where others have all
+// of them. Leave, which may be called more than once, gives it back.
 func (l *limiter) enter(key string) (leave func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.sum >= l.total:
-		return nil, fmt.Errorf("%d %s already, the most there may be", l.sum, l.what)
+		return nil, &fullError{l.sum, l.what}
 	case l.open[key] >= l.each:
 		return nil, fmt.Errorf("%d %s of %.256q already, the most one may have", l.open[key], l.what, key)
 	}
@@ -118,42 +128,4 @@ func (b *budget) spend(now time.Time) bool {
 	}
 	b.left--
 	return true
-}
-
-// limitListener closes connections over the limit at once, before TLS: leaving
-// them in the backlog would hang clients without a word. Package sds has one for
-// a socket without addresses; what both share is too little for a package.
-type limitListener struct {
-	net.Listener
-	places *limiter
-	opened func()
-	closed func()
-	refuse func(net.Addr, error)
-}
-
-func (l *limitListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		leave, err := l.places.enter(sourceOf(c.RemoteAddr()))
-		if err != nil {
-			_ = c.Close() // nothing was said on it
-			l.refuse(c.RemoteAddr(), err)
-			continue
-		}
-		l.opened()
-		return &limitConn{Conn: c, leave: sync.OnceFunc(func() { leave(); l.closed() })}, nil
-	}
-}
-
-type limitConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *limitConn) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }

@@ -1,17 +1,22 @@
 package server
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -195,10 +200,12 @@ func TestT17_ArrivingCalls(t *testing.T) {
 
 func TestT17_Connections(t *testing.T) {
 	h := start(t, func(s *settings) { s.server.MaxConnectionsPerSource = 2 })
-	var open []net.Conn
+	var open []*grpc.ClientConn // of callers: strangers make room
 	for range 2 {
-		conn, err := h.connect(t, h.clientTLS())
+		conn := h.dial(t, nil)
+		stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(h.good(t))
 		must(t, err)
+		exchange(t, stream, subscribe())
 		open = append(open, conn)
 	}
 	if _, err := h.connect(t, h.clientTLS()); err == nil {
@@ -274,4 +281,68 @@ func TestT17_Budget(t *testing.T) {
 	if b = newBudget(now); !b.spend(now.Add(-time.Hour)) {
 		t.Error("a clock that was set back took what was left")
 	}
+}
+
+// Whoever has no token takes no place from whoever has one: the reviewer's attack, from
+// as many addresses as it takes to fill all places.
+func TestT17_StrangersKeepNobodyOut(t *testing.T) {
+	h := start(t, func(s *settings) {
+		s.server.MaxConnections, s.server.MaxConnectionsPerSource, s.server.MaxStrangersPerSource = 24, 12, 8
+	})
+	var idle []*tls.Conn
+	c := h.clientTLS()
+	c.NextProtos = []string{"h2"}
+	attack := func(rounds int) {
+		for range rounds {
+			for i := range 4 {
+				d := &tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(i+1))}}, Config: c}
+				conn, err := d.DialContext(t.Context(), "tcp", h.address)
+				must(t, err)
+				idle = append(idle, conn.(*tls.Conn))
+				t.Cleanup(func() { _ = conn.Close() })
+			}
+		}
+	}
+	attack(10) // 40, for 24 places
+	stream := h.delta(t, h.good(t))
+	began := time.Now()
+	exchange(t, stream, subscribe())
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("an agent got in after %v", took)
+	}
+	if n := h.metric(t, "meshca_ca_connections", ""); n > 24 {
+		t.Errorf("%v connections are open", n)
+	}
+	attack(10) // and stays in
+	must(t, stream.Send(subscribe(cartURI)))
+	if _, err := stream.Recv(); err != nil {
+		t.Errorf("the agent that was in: %v", err)
+	}
+	_ = idle[0].SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.Copy(io.Discard, idle[0]); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the first stranger is still there")
+	}
+}
+
+// Time makes room, too.
+func TestT17_StrangersLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, func(s *settings) { s.bubble = true })
+		raw, err := h.dialer(t.Context(), "")
+		must(t, err)
+		c := h.clientTLS()
+		c.NextProtos = []string{"h2"}
+		conn := tls.Client(raw, c)
+		must(t, conn.Handshake())
+		_, err = io.WriteString(conn, http2.ClientPreface)
+		must(t, err)
+		must(t, http2.NewFramer(conn, conn).WriteSettings())
+		began := time.Now()
+		_, _ = io.Copy(io.Discard, conn)
+		_ = conn.Close()
+		if took := time.Since(began); took != strangerTimeout {
+			t.Errorf("it was closed after %v; want %v", took, strangerTimeout)
+		}
+		h.stop()
+	})
 }

@@ -10,6 +10,8 @@ import (
 type metrics struct {
 	requests    *prometheus.CounterVec // outcome
 	duration    prometheus.Histogram
+	waited      prometheus.Histogram
+	repeated    prometheus.Counter
 	connections prometheus.Gauge
 	refused     prometheus.Counter
 	streams     prometheus.Gauge
@@ -17,7 +19,7 @@ type metrics struct {
 	servingEnd  prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, q *queue) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshca_ca_requests_total",
@@ -28,13 +30,22 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help:    "Duration of calls to CreateCertificate that reached the handler.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}),
+		waited: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "meshca_ca_request_wait_seconds",
+			Help:    "How long calls to CreateCertificate that were signed for had waited for their turn.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}),
+		repeated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshca_ca_requests_repeated_total",
+			Help: "Calls to CreateCertificate that repeated another and were answered as it was, without a signature.",
+		}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshca_ca_connections",
 			Help: "Connections that are open.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshca_ca_connections_refused_total",
-			Help: "Connections that were closed at once because too many were open, in all or of their address.",
+			Help: "Connections that were closed at once: too many were open, in all or of their address, or the CA was not ready yet.",
 		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshca_ca_streams",
@@ -58,7 +69,17 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.connections, m.refused, m.streams, m.acks, m.servingEnd} {
+	for c, label := range [classes]string{first: "first", renewal: "renewal"} {
+		gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "meshca_ca_requests_waiting",
+			Help:        "Calls to CreateCertificate that wait for their turn, by class (first, renewal).",
+			ConstLabels: prometheus.Labels{"class": label},
+		}, func() float64 { return float64(q.lengths()[c]) })
+		if err := reg.Register(gauge); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.waited, m.repeated, m.connections, m.refused, m.streams, m.acks, m.servingEnd} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -6,7 +6,6 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
-	"github.com/meshca/meshca/ca/caller"
 	"github.com/meshca/meshca/policy"
 	"github.com/meshca/meshca/wire"
 	"github.com/meshca/meshca/wire/meshcav1"
@@ -20,10 +19,10 @@ type policies struct {
 	asked   []string // IDs
 }
 
-func (p *policies) Policy(who *caller.Caller) (*policy.Resolved, <-chan struct{}) {
+func (p *policies) Policy(of Subject) (*policy.Resolved, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked = append(p.asked, who.ID().String())
+	p.asked = append(p.asked, of.ID.String())
 	return p.now, p.changed
 }
 

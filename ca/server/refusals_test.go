@@ -248,7 +248,7 @@ func TestT19_ClientLeavesBeforeTheAnswer(t *testing.T) {
 	tagger := &callTagger{h.server}
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+h.token(t, nil)))
 	ctx = tagger.TagRPC(ctx, &stats.RPCTagInfo{FullMethodName: istio.IstioCertificateService_CreateCertificate_FullMethodName})
-	err := (&csrService{h.server}).desc().Streams[0].Handler(nil, leaver{ctx: ctx, req: &istio.IstioCertificateRequest{Csr: newCSR(t, catest.NewKey(t), nil)}})
+	err := (&csrService{s: h.server}).desc().Streams[0].Handler(nil, leaver{ctx: ctx, req: &istio.IstioCertificateRequest{Csr: newCSR(t, catest.NewKey(t), nil)}})
 	tagger.HandleRPC(ctx, &stats.End{Error: err})
 	if status.Code(err) != codes.Canceled {
 		t.Errorf("%v; want Canceled", err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,15 +11,18 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/caller"
+	"github.com/meshca/meshca/ca/census"
 	"github.com/meshca/meshca/policy"
 )
 
@@ -61,6 +65,7 @@ const (
 	DefaultCallTimeout             = 10 * time.Second
 	DefaultMaxConnections          = 10_000
 	DefaultMaxConnectionsPerSource = 1_000
+	DefaultMaxStrangersPerSource   = 64
 	DefaultMaxStreams              = 10_000
 )
 
@@ -71,9 +76,31 @@ const istiodName = "istiod.istio-system.svc"
 // Policies says what holds for workloads. Its methods are safe for concurrent use
 // and answer at once.
 type Policies interface {
-	// Policy returns the decision about a caller's workload, nil while the policies
-	// are not known, and a channel that is closed when that may have become another.
-	Policy(*caller.Caller) (*policy.Resolved, <-chan struct{})
+	// Policy returns the decision about a workload, nil while the policies are not
+	// known, and a channel that is closed when that may have become another. The
+	// fewer channels there are, the less a stream of many workloads costs.
+	Policy(Subject) (*policy.Resolved, <-chan struct{})
+}
+
+// Subject is the workload that a resource is about.
+type Subject = caller.Subject
+
+// Pods says which pods live where. Its methods are safe for concurrent use and
+// answer at once.
+type Pods interface {
+	// Live returns the namespace and the ServiceAccount of the pod with a UID, if it
+	// lives on the node.
+	Live(uid, node string) (namespace, serviceAccount string, ok bool)
+	// Follow has tell called whenever Live may have become another, except by time
+	// alone, until stop. Tell does not block.
+	Follow(uid string, tell func()) (stop func())
+}
+
+// Refusal is a definite no to a caller whose token was good in itself.
+type Refusal struct {
+	Namespace, Pod, PodUID string
+	Code                   codes.Code
+	Reason                 string // for the pod's owner to read
 }
 
 // Config is what a [Server] is made from.
@@ -83,8 +110,9 @@ type Config struct {
 	// Names are the server's own, by which clients verify it; at least one.
 	// istiod.istio-system.svc is always among them in the certificate.
 	Names ca.ServingNames
-	// MaxCalls bounds the calls to CreateCertificate that are worked on at once,
-	// their callers known; zero means [DefaultMaxCalls]. More are refused at once.
+	// MaxCalls bounds the calls to CreateCertificate that are worked on or wait for
+	// that at once, their callers known; zero means [DefaultMaxCalls]. More are refused
+	// at once.
 	MaxCalls int
 	// CallTimeout bounds one call, from its first byte; zero means
 	// [DefaultCallTimeout].
@@ -96,6 +124,9 @@ type Config struct {
 	// [DefaultMaxConnectionsPerSource]. The agents of a node share its address
 	// where they use its network, and all behind a NAT share one.
 	MaxConnectionsPerSource int
+	// MaxStrangersPerSource bounds those of them on which no caller was authenticated
+	// yet; zero means [DefaultMaxStrangersPerSource]. One more closes the oldest.
+	MaxStrangersPerSource int
 	// MaxStreams bounds the xDS streams that are open at once; zero means
 	// [DefaultMaxStreams].
 	MaxStreams int
@@ -105,9 +136,16 @@ type Config struct {
 	// Policies, if any, says what PeerAuthentication holds for a workload. Without
 	// it none is sent.
 	Policies Policies
-	Now      func() time.Time      // nil means time.Now
-	Log      *slog.Logger          // nil means no log
-	Metrics  prometheus.Registerer // nil means none
+	// Pods, if any, is what node agents are shown the workloads of their node by.
+	// Without it they see themselves only, as everybody does.
+	Pods Pods
+	// Refused, if any, is told of each refusal of a pod. It must not block.
+	Refused func(Refusal)
+	// Census, if any, is told what becomes of each workload.
+	Census  *census.Census
+	Now     func() time.Time      // nil means time.Now
+	Log     *slog.Logger          // nil means no log
+	Metrics prometheus.Registerer // nil means none
 }
 
 // Server serves the CA on one port. Its methods are safe for concurrent use.
@@ -116,18 +154,26 @@ type Server struct {
 	authenticator *caller.Authenticator
 	serving       *serving
 	connections   *limiter // by address
+	strangers     int      // connections of one address without a caller
 	arriving      *limiter // calls whose caller is not known yet, by address
 	calls         *limiter // to CreateCertificate, by caller
+	queue         *queue   // of those that have been read
+	answers       *answers // to those that come again
 	streams       *limiter // of xDS, by caller
 	healthChecks  *limiter // by address
 	callTimeout   time.Duration
 	callersReady  func() error
 	policies      Policies // nil for none
+	pods          Pods     // nil for none
+	refused       func(Refusal)
+	census        *census.Census
 	clock         func() time.Time
 	log           *slog.Logger
 	metrics       *metrics
 	grpc          *grpc.Server
 	draining      chan struct{} // closed when Serve begins to end
+	hasBegun      atomic.Bool   // it was ready once
+	toldWaiting   atomic.Bool   // the log says that it was not when somebody came
 }
 
 // New checks the configuration and makes a server.
@@ -138,14 +184,15 @@ func New(c Config) (*Server, error) {
 	if err := c.Names.Validate(); err != nil {
 		return nil, fmt.Errorf("CA server: the names of its certificate, by which clients verify it: %w", err)
 	}
-	if c.MaxCalls < 0 || c.CallTimeout < 0 || c.MaxConnections < 0 || c.MaxConnectionsPerSource < 0 || c.MaxStreams < 0 {
-		return nil, fmt.Errorf("CA server: MaxCalls %d, CallTimeout %v, MaxConnections %d, MaxConnectionsPerSource %d and MaxStreams %d must not be negative",
-			c.MaxCalls, c.CallTimeout, c.MaxConnections, c.MaxConnectionsPerSource, c.MaxStreams)
+	if c.MaxCalls < 0 || c.CallTimeout < 0 || c.MaxConnections < 0 || c.MaxConnectionsPerSource < 0 || c.MaxStrangersPerSource < 0 || c.MaxStreams < 0 {
+		return nil, fmt.Errorf("CA server: MaxCalls %d, CallTimeout %v, MaxConnections %d, MaxConnectionsPerSource %d, MaxStrangersPerSource %d and MaxStreams %d must not be negative",
+			c.MaxCalls, c.CallTimeout, c.MaxConnections, c.MaxConnectionsPerSource, c.MaxStrangersPerSource, c.MaxStreams)
 	}
 	c.MaxCalls = cmp.Or(c.MaxCalls, DefaultMaxCalls)
 	c.CallTimeout = cmp.Or(c.CallTimeout, DefaultCallTimeout)
 	c.MaxConnections = cmp.Or(c.MaxConnections, DefaultMaxConnections)
 	c.MaxConnectionsPerSource = cmp.Or(c.MaxConnectionsPerSource, DefaultMaxConnectionsPerSource)
+	c.MaxStrangersPerSource = cmp.Or(c.MaxStrangersPerSource, DefaultMaxStrangersPerSource)
 	c.MaxStreams = cmp.Or(c.MaxStreams, DefaultMaxStreams)
 	if c.Now == nil {
 		c.Now = time.Now
@@ -153,24 +200,34 @@ func New(c Config) (*Server, error) {
 	if c.CallersReady == nil {
 		c.CallersReady = func() error { return nil }
 	}
+	if c.Refused == nil {
+		c.Refused = func(Refusal) {}
+	}
+	if c.Census == nil {
+		c.Census = census.New() // that nobody asks
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if !slices.Contains(c.Names.DNS, istiodName) {
 		c.Names.DNS = append(slices.Clone(c.Names.DNS), istiodName)
 	}
-	m, err := newMetrics(c.Metrics)
+	queue := newQueue()
+	m, err := newMetrics(c.Metrics, queue)
 	if err != nil {
 		return nil, fmt.Errorf("CA server: metrics: %w", err)
 	}
 	s := &Server{
 		authority: c.Authority, authenticator: c.Authenticator,
 		connections:  newLimiter("connections are open", c.MaxConnections, c.MaxConnectionsPerSource),
+		strangers:    c.MaxStrangersPerSource,
 		arriving:     newLimiter("calls wait to be authenticated", maxArriving, maxArrivingPerSource),
 		calls:        newLimiter("calls are being worked on", c.MaxCalls, maxCallsPerCaller),
+		queue:        queue,
+		answers:      newAnswers(),
 		streams:      newLimiter("streams are open", c.MaxStreams, maxStreamsPerCaller),
 		healthChecks: newLimiter("health checks are open", maxHealth, maxHealthPerSource),
-		callTimeout:  c.CallTimeout, callersReady: c.CallersReady, policies: c.Policies,
+		callTimeout:  c.CallTimeout, callersReady: c.CallersReady, policies: c.Policies, pods: c.Pods, refused: c.Refused, census: c.Census,
 		clock: c.Now, log: c.Log, metrics: m, draining: make(chan struct{}),
 	}
 	s.serving = &serving{authority: c.Authority, names: c.Names, now: s.now, log: c.Log, end: m.servingEnd}
@@ -203,7 +260,7 @@ func (s *Server) newGRPC() *grpc.Server {
 		grpc.StreamInterceptor(s.streamEdge),
 		grpc.UnknownServiceHandler(unknownMethod),
 	)
-	g.RegisterService((&csrService{s}).desc(), nil)
+	g.RegisterService((&csrService{s: s}).desc(), nil)
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, &adsService{s: s})
 	g.RegisterService((&healthService{s}).desc(), nil)
 	return g
@@ -256,12 +313,31 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // limited is l with at most so many connections open.
 func (s *Server) limited(l net.Listener) net.Listener {
 	return &limitListener{
-		Listener: l, places: s.connections, opened: s.metrics.connections.Inc, closed: s.metrics.connections.Dec,
+		Listener: l, places: s.connections, each: s.strangers, strangers: list.New(), open: make(map[string]*list.List), opened: s.metrics.connections.Inc, closed: s.metrics.connections.Dec,
+		begun: s.begun,
 		refuse: func(from net.Addr, err error) {
 			s.metrics.refused.Inc()
 			s.log.Warn("connection refused", "peer", from.String(), "reason", err.Error())
 		},
 	}
+}
+
+// begun returns nil once the server has been ready. From then on a fault is told on
+// the connection, to each caller.
+func (s *Server) begun() error {
+	if s.hasBegun.Load() {
+		return nil
+	}
+	err := s.Ready()
+	if err == nil {
+		s.hasBegun.Store(true)
+		return nil
+	}
+	s.metrics.refused.Inc()
+	if !s.toldWaiting.Swap(true) {
+		s.log.Info("connections are closed until the CA is ready for the first time", "reason", err.Error())
+	}
+	return err
 }
 
 // Ready returns nil if a certificate could be issued to a caller now: the

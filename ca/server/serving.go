@@ -151,11 +151,34 @@ func newTransport(c *tls.Config, log *slog.Logger) credentials.TransportCredenti
 }
 
 func (t *transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secured, info, err := t.TransportCredentials.ServerHandshake(conn)
+	secured, info, err := t.handshake(conn)
 	if err != nil && !errors.Is(err, io.EOF) { // a peer that says nothing and leaves is a port check
 		t.log.Info("TLS handshake failed", "peer", conn.RemoteAddr().String(), "error", cut(err.Error()))
 	}
+	if c, ok := conn.(*limitConn); ok && err == nil {
+		if t, ok := info.(credentials.TLSInfo); ok {
+			info = connInfo{t, c}
+		}
+	}
 	return secured, info, err
+}
+
+// handshake runs on a goroutine of its own: its stack grows to many times of what the
+// one that reads the connection from then on needs, and a stack shrinks late.
+func (t *transport) handshake(conn net.Conn) (secured net.Conn, info credentials.AuthInfo, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		secured, info, err = t.TransportCredentials.ServerHandshake(conn)
+	}()
+	<-done
+	return secured, info, err
+}
+
+// connInfo is what a call knows of its connection.
+type connInfo struct {
+	credentials.TLSInfo
+	conn *limitConn
 }
 
 func (t *transport) Clone() credentials.TransportCredentials {

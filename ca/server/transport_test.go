@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -279,15 +280,65 @@ func TestT18_WithoutAWayToKnowCallers(t *testing.T) {
 			return nil
 		}
 	})
+	client := grpc_health_v1.NewHealthClient(h.dial(t, nil))
+	check := func(want grpc_health_v1.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		resp, err := client.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+		if err != nil || resp.GetStatus() != want {
+			t.Errorf("health: %v, %v; want %v", resp, err, want)
+		}
+	}
+	check(grpc_health_v1.HealthCheckResponse_SERVING)
 	why := errors.New("no keys")
 	keys.Store(&why)
 	if err := h.server.Ready(); !errors.Is(err, why) {
 		t.Errorf("Ready = %v; want %v", err, why)
 	}
-	resp, err := grpc_health_v1.NewHealthClient(h.dial(t, nil)).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
-	if err != nil || resp.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
-		t.Errorf("health: %v, %v; want NOT_SERVING", resp, err)
+	check(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+}
+
+// Until the CA has been ready nobody's handshake costs it anything; from then on
+// whoever comes is told what is wrong.
+func TestL4_NoHandshakeBeforeTheCAIsReady(t *testing.T) {
+	var missing atomic.Bool
+	missing.Store(true)
+	h := start(t, func(s *settings) {
+		s.unready = true
+		s.server.CallersReady = func() error {
+			if missing.Load() {
+				return errors.New("the pods are not known yet")
+			}
+			return nil
+		}
+	})
+	for { // it can sign, and has a certificate to serve with
+		if _, err := h.server.serving.certificate(); err == nil {
+			break
+		}
+		runtime.Gosched()
 	}
+	for range 3 {
+		conn, err := net.Dial("tcp", h.address)
+		must(t, err)
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("read %d bytes, error %v", n, err)
+		}
+		must(t, conn.Close())
+	}
+	if said, _ := h.log.find("connections are closed until the CA is ready", "the pods are not known yet"); len(said) != 1 {
+		t.Errorf("the log says so %d times, want once", len(said))
+	}
+	missing.Store(false)
+	for h.server.Ready() != nil {
+		runtime.Gosched()
+	}
+	ask := func() error {
+		_, err := h.create(t, h.good(t), &istio.IstioCertificateRequest{Csr: newCSR(t, catest.NewKey(t), nil)})
+		return err
+	}
+	must(t, ask())
+	missing.Store(true) // and it goes on serving: here the keys are there, only readiness is not
+	must(t, ask())
 }
 
 func TestHealth(t *testing.T) {

@@ -21,14 +21,22 @@ var update = flag.Bool("update", false, "write docs/reference/agent.md")
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestReferenceIsCurrent(t *testing.T) {
-	metrics := refdoc.NewRecorder()
+	metrics, nodeMetrics := refdoc.NewRecorder(), refdoc.NewRecorder()
+	where := common{trustAnchor: "root.pem", tokenFile: "token"}
 	p, err := build(config{TrustDomain: "example.org", KeyType: "P-256", CA: caConfig{Addresses: []string{"127.0.0.1:1"}}},
-		options{trustAnchor: "root.pem", tokenFile: "token"}, slog.New(slog.DiscardHandler), metrics)
+		options{common: where}, slog.New(slog.DiscardHandler), metrics)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.client.Close()
-	page := refdoc.Head + "# agent\n\n" + refdoc.Commands(newRoot()) + "\n" + refdoc.Settings(defaultConfig()) + "\n" + metrics.Metrics()
+	n, err := buildNode(config{TrustDomain: "example.org", KeyType: "P-256", CA: caConfig{Addresses: []string{"127.0.0.1:1"}}},
+		nodeOptions{common: where, kubeletDir: "/k", stateDir: "/s"}, slog.New(slog.DiscardHandler), nodeMetrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.client.Close()
+	page := refdoc.Head + "# agent\n\n" + refdoc.Commands(newRoot()) + "\n" + refdoc.Settings(defaultConfig()) + "\n" + metrics.Metrics() +
+		"\n" + strings.Replace(nodeMetrics.Metrics(), "## Metrics", "## Metrics of `agent node`", 1)
 	if err := refdoc.Check("../../docs/reference/agent.md", page, *update); err != nil {
 		t.Error(err)
 	}
@@ -55,6 +63,7 @@ func TestF63_StartIsRefused(t *testing.T) {
 		return file
 	}
 	where := []string{"--trust-anchor", "root.pem", "--token-file", "token", "--socket", filepath.Join(dir, "s")}
+	node := []string{"node", "--trust-anchor", "root.pem", "--token-file", "token", "--ca", "a:1"}
 	for _, tt := range []struct {
 		name, config string
 		args         []string
@@ -72,6 +81,12 @@ func TestF63_StartIsRefused(t *testing.T) {
 		{"pprof to nowhere", "", append(where, "--ca", "a:1", "--pprof"), "--pprof is served on --ops-listen, which is empty"},
 		{"bad log level", "", append(where, "--ca", "a:1", "--log-level", "loud"), `--log-level "loud"`},
 		{"argument", "", append(where, "extra"), `unexpected argument "extra"`},
+		{"node without an anchor", "", []string{"node", "--ca", "a:1", "--token-file", "t"}, "--trust-anchor is missing"},
+		{"node without an address", "", []string{"node", "--trust-anchor", "a", "--token-file", "t"}, "no address of a CA"},
+		{"node with a relative folder", "", append(node, "--kubelet-dir", "kubelet"), `--kubelet-dir "kubelet": give an absolute path`},
+		{"node with a detour", "", append(node, "--node-state-dir", "/run/../tmp"), `--node-state-dir "/run/../tmp": give an absolute path`},
+		{"node with its state in the kubelet's", "", append(node, "--node-state-dir", "/var/lib/kubelet/x"), "is in the kubelet's folder"},
+		{"node with a socket", "", append(node, "--socket", "s"), "unknown flag: --socket"},
 		{"unknown flag", "", []string{"--tokn"}, "unknown flag: --tokn"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -13,18 +13,35 @@ import (
 	"github.com/meshca/meshca/cmd/internal/cli"
 )
 
-// options are the agent's flags: where things are.
-type options struct {
+// common are the flags that the agent has for one identity and for a node's:
+// where things are.
+type common struct {
 	config      string
 	addresses   []string
 	trustAnchor string
 	tokenFile   string
-	socket      string
-	socketMode  string
 	opsListen   string
 	pprof       bool
-	version     bool
 	log         cli.LogFlags
+}
+
+func (o *common) register(c *cobra.Command, tokenFile string) {
+	f := c.Flags()
+	f.StringVar(&o.config, "config", "", "the configuration file; none is needed")
+	f.StringSliceVar(&o.addresses, "ca", nil, "a CA's address as host:port; repeat it for more")
+	f.StringVar(&o.trustAnchor, "trust-anchor", "", "the file with the root that the CA's own certificate must chain to (root.pem of meshca init)")
+	f.StringVar(&o.tokenFile, "token-file", "", tokenFile)
+	f.StringVar(&o.opsListen, "ops-listen", "", "where to serve /readyz, /livez and /metrics; empty for nowhere")
+	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof/ on --ops-listen too")
+	o.log.Register(c)
+}
+
+// options are the agent's flags for one identity.
+type options struct {
+	common
+	socket     string
+	socketMode string
+	version    bool
 }
 
 func newRoot() *cobra.Command {
@@ -42,7 +59,9 @@ around it are the boundary. Keys stay in memory and are new at every renewal. Th
 token and the trust anchor are read again whenever they are used, so that whatever
 keeps them fresh need not tell the agent.
 
-While no CA can be reached the current certificate is served to its end.`,
+While no CA can be reached the current certificate is served to its end.
+
+On a Kubernetes node, agent node does this for all pods at once.`,
 		Example: `  agent --ca 127.0.0.1:15012 --trust-anchor root.pem --token-file token --socket agent.sock
   SPIFFE_ENDPOINT_SOCKET=unix://$PWD/agent.sock my-program`,
 		Args: cli.NoArgs,
@@ -55,33 +74,36 @@ While no CA can be reached the current certificate is served to its end.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.config, "config", "", "the configuration file; none is needed")
-	f.StringSliceVar(&o.addresses, "ca", nil, "a CA's address as host:port; repeat it for more")
-	f.StringVar(&o.trustAnchor, "trust-anchor", "", "the file with the root that the CA's own certificate must chain to (root.pem of meshca init)")
-	f.StringVar(&o.tokenFile, "token-file", "", "the file with the ServiceAccount token")
+	o.register(c, "the file with the ServiceAccount token")
 	f.StringVar(&o.socket, "socket", "agent.sock", "where to make the socket")
 	f.StringVar(&o.socketMode, "socket-mode", "0600", "the socket's permissions, octal")
-	f.StringVar(&o.opsListen, "ops-listen", "", "where to serve /readyz, /livez and /metrics; empty for nowhere")
-	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof/ on --ops-listen too")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
-	o.log.Register(c)
+	c.AddCommand(newNode())
 	return c
 }
 
 // check finds what is missing or does not go together before anything starts.
-func (o *options) check() (fs.FileMode, error) {
+func (o *common) check() error {
 	switch {
 	case o.trustAnchor == "":
-		return 0, cli.Usagef("--trust-anchor is missing; it is the file by which the CA is recognised before it gets the token")
+		return cli.Usagef("--trust-anchor is missing; it is the file by which the CA is recognised before it gets the token")
 	case o.tokenFile == "":
-		return 0, cli.Usagef("--token-file is missing; the token in it is what proves the identity")
+		return cli.Usagef("--token-file is missing; the token in it is what proves the identity")
 	case strings.HasPrefix(o.tokenFile, "eyJ") && strings.Count(o.tokenFile, ".") == 2:
 		// Errors name the file, and must not name the token.
-		return 0, cli.Usagef("--token-file was given a token; write it to a file and give the path of that")
-	case o.socket == "":
-		return 0, cli.Usagef("--socket is empty; give the path to make it at")
+		return cli.Usagef("--token-file was given a token; write it to a file and give the path of that")
 	case o.pprof && o.opsListen == "":
-		return 0, cli.Usagef("--pprof is served on --ops-listen, which is empty; give an address or leave --pprof out")
+		return cli.Usagef("--pprof is served on --ops-listen, which is empty; give an address or leave --pprof out")
+	}
+	return nil
+}
+
+func (o *options) check() (fs.FileMode, error) {
+	if err := o.common.check(); err != nil {
+		return 0, err
+	}
+	if o.socket == "" {
+		return 0, cli.Usagef("--socket is empty; give the path to make it at")
 	}
 	mode, err := strconv.ParseUint(o.socketMode, 8, 32)
 	if err != nil || mode > 0o777 {

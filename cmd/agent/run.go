@@ -63,19 +63,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 
 // build makes the parts; nothing runs yet and nobody is contacted.
 func build(c config, o options, log *slog.Logger, metrics prometheus.Registerer) (parts, error) {
-	td, err := identity.ParseTrustDomain(c.TrustDomain)
+	client, err := newClient(c, o.common, false)
 	if err != nil {
 		return parts{}, err
-	}
-	client, err := caclient.New(caclient.Config{
-		Addresses:   c.CA.Addresses,
-		ServerName:  c.CA.ServerName,
-		TrustDomain: td,
-		AnchorFile:  o.trustAnchor,
-		Now:         time.Now,
-	})
-	if err != nil {
-		return parts{}, &cli.UsageError{Err: err}
 	}
 	feed := sds.NewFeed()
 	a, err := agent.New(agent.Config{
@@ -95,4 +85,24 @@ func build(c config, o options, log *slog.Logger, metrics prometheus.Registerer)
 		return parts{}, err
 	}
 	return parts{client: client, agent: a, socket: s}, nil
+}
+
+// newClient makes what speaks to the CA, for one workload or for several.
+func newClient(c config, o common, shared bool) (*caclient.Client, error) {
+	td, err := identity.ParseTrustDomain(c.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	client, err := caclient.New(caclient.Config{
+		Addresses:   c.CA.Addresses,
+		ServerName:  c.CA.ServerName,
+		TrustDomain: td,
+		AnchorFile:  o.trustAnchor,
+		Shared:      shared,
+		Now:         time.Now,
+	})
+	if err != nil {
+		return nil, &cli.UsageError{Err: err}
+	}
+	return client, nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/meshca/meshca/ca"
+	"github.com/meshca/meshca/ca/bundle"
 	"github.com/meshca/meshca/cmd/internal/conf"
 	"github.com/meshca/meshca/identity"
 )
@@ -13,19 +14,28 @@ import (
 // config is the CA's configuration file. It says what the CA does; where its
 // files and sockets are is said by flags.
 type config struct {
-	TrustDomain          string         `yaml:"trust_domain" doc:"The trust domain whose certificates this CA issues. It is fixed when the root is made; another value is refused."`
-	Leaf                 leafConfig     `yaml:"leaf" doc:"Certificates of workloads."`
-	IntermediateLifetime time.Duration  `yaml:"intermediate_lifetime" doc:"How long the CA's own intermediate is good; a new one is made at half of it. Must be at least twice leaf.ceiling, so that a leaf of any lifetime fits at any time."`
-	TokenIssuers         []issuerConfig `yaml:"token_issuers" doc:"Whose tokens prove an identity. At least one."`
-	RenewByCertificate   []string       `yaml:"renew_by_certificate" doc:"SPIFFE IDs that may renew with their current certificate alone, without a token: machines outside Kubernetes. Whoever steals such a certificate can keep it alive, so the list is empty by default."`
-	RootNamespace        string         `yaml:"root_namespace" doc:"The namespace whose PeerAuthentications without a selector are for the whole mesh. For policies that were written for Istio: istio-system."`
-	ServerNames          []string       `yaml:"server_names" doc:"Further DNS names and IP addresses for the CA's own TLS certificate. The addresses of --listen, localhost, meshca.meshca-system.svc and istiod.istio-system.svc are always in it."`
+	TrustDomain          string           `yaml:"trust_domain" doc:"The trust domain whose certificates this CA issues. It is fixed when the root is made; another value is refused."`
+	Leaf                 leafConfig       `yaml:"leaf" doc:"Certificates of workloads."`
+	IntermediateLifetime time.Duration    `yaml:"intermediate_lifetime" doc:"How long the CA's own intermediate is good; a new one is made at half of it. Must be at least twice leaf.ceiling, so that a leaf of any lifetime fits at any time."`
+	Upstream             upstreamConfig   `yaml:"upstream" doc:"Whose the root is. Without it meshca makes one itself: with meshca init, or in the cluster. See docs/upstreams.md."`
+	TokenIssuers         []issuerConfig   `yaml:"token_issuers" doc:"Whose tokens prove an identity. At least one, or kubernetes."`
+	BundleEndpoint       bundleConfig     `yaml:"bundle_endpoint" doc:"Where other trust domains fetch ours (SPIFFE federation, profile https_web), at --bundle-listen."`
+	Kubernetes           kubernetesConfig `yaml:"kubernetes" doc:"The cluster that the CA runs in and is for. The API server is then its store: root, policies, and what is known of pods are there, and its tokens prove identities. \"kubernetes: {}\" takes all defaults."`
+	RenewByCertificate   []string         `yaml:"renew_by_certificate" doc:"SPIFFE IDs that may renew with their current certificate alone, without a token: machines outside Kubernetes. Whoever steals such a certificate can keep it alive, so the list is empty by default."`
+	RootNamespace        string           `yaml:"root_namespace" doc:"The namespace whose PeerAuthentications without a selector are for the whole mesh. For policies that were written for Istio: istio-system."`
+	ServerNames          []string         `yaml:"server_names" doc:"Further DNS names and IP addresses for the CA's own TLS certificate. The addresses of --listen, localhost, meshca.meshca-system.svc and istiod.istio-system.svc are always in it."`
 }
 
 type leafConfig struct {
 	Lifetime time.Duration `yaml:"lifetime" doc:"How long a certificate is good when the client does not ask for less or more."`
 	Floor    time.Duration `yaml:"floor" doc:"The shortest lifetime that is issued. Not below 5m, or 10s with --test-lifetimes."`
 	Ceiling  time.Duration `yaml:"ceiling" doc:"The longest lifetime that is issued, to whoever asks for as much. Not above 24h. A stolen token is worth a certificate of this length."`
+}
+
+type bundleConfig struct {
+	CertFile    string        `yaml:"cert_file" doc:"The certificate with its chain, PEM, by which clients verify the endpoint as a web server. Read again when it changes."`
+	KeyFile     string        `yaml:"key_file" doc:"Its private key, PEM."`
+	RefreshHint time.Duration `yaml:"refresh_hint" doc:"How often clients are asked to look again."`
 }
 
 type issuerConfig struct {
@@ -54,6 +64,9 @@ func defaultConfig() config {
 		Leaf:                 leafConfig{Lifetime: time.Hour, Floor: 5 * time.Minute, Ceiling: 24 * time.Hour},
 		IntermediateLifetime: 72 * time.Hour,
 		RootNamespace:        defaultRootNamespace,
+		Kubernetes:           defaultKubernetesConfig(),
+		Upstream:             upstreamConfig{Vault: defaultVaultConfig()},
+		BundleEndpoint:       bundleConfig{RefreshHint: bundle.DefaultRefreshHint},
 	}
 }
 
@@ -71,8 +84,17 @@ func loadConfig(path string, testLifetimes bool) (config, *conf.File, error) {
 	if c.RootNamespace == "" {
 		return c, nil, file.Errorf("root_namespace", "it is empty; leave it out for %q", defaultRootNamespace)
 	}
-	if len(c.TokenIssuers) == 0 {
-		return c, nil, file.Errorf("token_issuers", "none given; without one nobody could prove an identity")
+	if len(c.TokenIssuers) == 0 && !file.Has("kubernetes") {
+		return c, nil, file.Errorf("token_issuers", "none given, nor kubernetes; without either nobody could prove an identity")
+	}
+	if err := c.Upstream.check(file); err != nil {
+		return c, nil, err
+	}
+	if err := c.Kubernetes.check(file); err != nil {
+		return c, nil, err
+	}
+	if file.Has("kubernetes") && testLifetimes {
+		return c, nil, file.Errorf("kubernetes", "--test-lifetimes is for tests and demos and is refused with a cluster; leave one of the two out")
 	}
 	for i := range c.TokenIssuers {
 		if err := c.TokenIssuers[i].complete(file, "token_issuers["+strconv.Itoa(i)+"]", testLifetimes); err != nil {

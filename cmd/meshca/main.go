@@ -29,7 +29,7 @@ xDS; the agent hands the certificates to Envoy and to SPIFFE programs.
 
 Start with "meshca demo", which shows the whole path on this machine.`,
 	}
-	root.AddCommand(newInit(), newServe(), newDemo(), newPolicy(), newVersion())
+	root.AddCommand(newInit(), newServe(), newDemo(), newPolicy(), newCheck(), newStatus(), newExplain(), newBackup(), newRestore(), newUninstall(), newVersion())
 	return root
 }
 

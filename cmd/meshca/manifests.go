@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/meshca/meshca/cmd/internal/cli"
+	"github.com/meshca/meshca/identity/inputfile"
 	"github.com/meshca/meshca/policy"
 	"github.com/meshca/meshca/policy/lint"
 	"github.com/meshca/meshca/policy/manifest"
@@ -80,7 +81,7 @@ func loadManifests(stdin io.Reader, paths []string) (*manifests, error) {
 			}
 		}
 		for _, file := range files {
-			data, err := policydir.ReadFile(file, maxManifestFile)
+			data, err := inputfile.Read(file, maxManifestFile)
 			if err != nil {
 				return nil, fmt.Errorf("reading policies: %w", err)
 			}

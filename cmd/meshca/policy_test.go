@@ -13,10 +13,14 @@ import (
 	"github.com/meshca/meshca/cmd/internal/cli"
 )
 
-// golden compares with a file in testdata/policy-golden, or writes it with -update.
+// golden compares with a file in testdata, or writes it with -update.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", "policy-golden", name)
+	goldenFile(t, filepath.Join("testdata", name), got)
+}
+
+func goldenFile(t *testing.T, path, got string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(path, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
@@ -27,7 +31,7 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s: %s", name, diff)
+		t.Errorf("%s: %s", path, diff)
 	}
 }
 
@@ -57,7 +61,7 @@ func TestPolicyCommands(t *testing.T) {
 			if code != tt.code || (code == 0) != (stderr == "") {
 				t.Errorf("exit code %d, want %d; %s", code, tt.code, stderr)
 			}
-			golden(t, tt.name, stdout)
+			golden(t, "policy-golden/"+tt.name, stdout)
 		})
 	}
 }

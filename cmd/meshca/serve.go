@@ -22,9 +22,12 @@ type serveOptions struct {
 	stateDir      string
 	listen        string
 	opsListen     string
+	bundleListen  string
 	auditLog      string
 	policyDir     string
 	labelsFile    string
+	kubeconfig    string
+	namespace     string
 	pprof         bool
 	testLifetimes bool
 	log           cli.LogFlags
@@ -56,6 +59,15 @@ it. If one is broken at the start, workloads keep the policy that they have, and
 never had one are STRICT, until it is mended. Without --policy-dir no policy is sent, and
 proxies that wait for one do not listen.
 
+With "kubernetes" in the configuration the API server takes the place of --state-dir and
+--policy-dir: the first replica makes the root in a Secret of the CA's namespace,
+PeerAuthentications are the cluster's, pods are selected by the labels that they have now,
+and a token counts only while its pod lives.
+
+With "upstream" in the configuration the root is not meshca's own: what is named there signs
+the intermediates, no "meshca init" is needed, and --state-dir holds only which roots the
+mesh was told of.
+
 SIGTERM drains: no new connections, running calls finish.`,
 		Example: "  meshca init --state-dir state --trust-domain example.org\n  meshca serve --state-dir state --config meshca.yaml",
 		Args:    cli.NoArgs,
@@ -70,9 +82,12 @@ SIGTERM drains: no new connections, running calls finish.`,
 	f.StringVar(&o.stateDir, "state-dir", "state", "the directory that holds the root")
 	f.StringVar(&o.listen, "listen", ":15012", "where to serve the CSR API and xDS")
 	f.StringVar(&o.opsListen, "ops-listen", "127.0.0.1:15014", "where to serve /readyz, /livez and /metrics; empty for nowhere")
+	f.StringVar(&o.bundleListen, "bundle-listen", "", "where to serve the trust bundle to other trust domains over https, such as :8443; needs bundle_endpoint in the configuration; empty for nowhere")
 	f.StringVar(&o.auditLog, "audit-log", "-", "the file that audit records are appended to; - for standard output")
 	f.StringVar(&o.policyDir, "policy-dir", "", "the directory whose YAML files hold the PeerAuthentications; empty for none")
 	f.StringVar(&o.labelsFile, "workload-labels", "", "the file that says which labels workloads have; needs --policy-dir")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "how to reach the API server, if not as the pod's own ServiceAccount")
+	f.StringVar(&o.namespace, "namespace", "", "the CA's own namespace; that of its pod unless set")
 	f.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof/ on --ops-listen too")
 	f.BoolVar(&o.testLifetimes, "test-lifetimes", false, "allow certificates of 10 s, for tests; refused with an issuer that is a cluster (kubernetes: true)")
 	o.log.Register(c)
@@ -117,7 +132,16 @@ func serve(ctx context.Context, o serveOptions, log *slog.Logger, stdout io.Writ
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
+	bundles, err := p.openBundles(c, file, o.bundleListen, log)
+	if err != nil {
+		err = errors.Join(err, l.Close(), operations.Close())
+		if errors.As(err, &mistake) {
+			err = &cli.UsageError{Err: err}
+		}
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return bundles(ctx) })
 	for _, k := range p.keys {
 		g.Go(func() error { return k.Run(ctx) })
 	}
@@ -125,12 +149,19 @@ func serve(ctx context.Context, o serveOptions, log *slog.Logger, stdout io.Writ
 		g.Go(func() error { return p.policyDir.Run(ctx) })
 		g.Go(func() error { return p.policies.Run(ctx) })
 	}
+	if p.cluster != nil {
+		p.cluster.run(ctx, g)
+	}
+	if p.foreign != nil {
+		g.Go(func() error { return p.foreign.run(ctx) })
+		g.Go(func() error { return p.foreign.roots.Run(ctx) })
+	}
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.server.Serve(ctx, l) })
 	g.Go(func() error {
 		return operations.Serve(ctx, ops.Config{Ready: p.server.Ready, Metrics: metrics, Profiles: o.pprof, Log: log})
 	})
-	if p.policies == nil {
+	if p.policies == nil && p.cluster == nil {
 		log.Info("no policies are handed out; proxies that wait for one need --policy-dir here, or --mode of their own")
 	}
 	log.Info("serving", "version", cli.Version(), "trust_domain", c.TrustDomain, "listen", l.Addr().String(), "ops", operations.Address())

@@ -17,10 +17,14 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"k8s.io/client-go/rest"
 
 	"github.com/meshca/meshca/ca/audit"
+	"github.com/meshca/meshca/ca/roots"
+	"github.com/meshca/meshca/ca/self"
 	"github.com/meshca/meshca/cmd/internal/cli"
 	"github.com/meshca/meshca/cmd/internal/refdoc"
+	"github.com/meshca/meshca/identity/identitytest"
 	"github.com/meshca/meshca/identity/token/tokenissuer"
 )
 
@@ -63,7 +67,31 @@ func TestReferenceIsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer trail.Close()
-	if _, err := build(c, file, serveOptions{stateDir: state, listen: "127.0.0.1:0", policyDir: t.TempDir()}, slog.New(slog.DiscardHandler), metrics, trail); err != nil {
+	p, err := build(c, file, serveOptions{stateDir: state, listen: "127.0.0.1:0", policyDir: t.TempDir()}, slog.New(slog.DiscardHandler), metrics, trail)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With a cluster in place of files; nobody is asked yet.
+	metrics.Alternatively()
+	c.Kubernetes.Issuer = "https://kubernetes"
+	td := identitytest.TrustDomain(t, "cluster.local")
+	k, err := openCluster(c, &rest.Config{Host: "https://127.0.0.1:1", TLSClientConfig: rest.TLSClientConfig{CAFile: self.AnchorPath(state)}}, "meshca-system", true, td, slog.New(slog.DiscardHandler), metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.distribute(p.authority, metrics); err != nil {
+		t.Fatal(err)
+	}
+	// With a root that is not its own.
+	metrics.Alternatively()
+	if _, err := openFiles(filesConfig{Dir: operatorsCA(t, state)}, td, nil, slog.New(slog.DiscardHandler), metrics); err != nil {
+		t.Fatal(err)
+	}
+	metrics.Alternatively()
+	v := defaultVaultConfig()
+	v.Addresses, v.CAFile, v.RootsFile = []string{"https://127.0.0.1:1"}, self.AnchorPath(state), self.AnchorPath(state)
+	v.TokenFile = filepath.Join(state, "none")
+	if _, err := openVault(v, nil, slog.New(slog.DiscardHandler), metrics); err != nil {
 		t.Fatal(err)
 	}
 	page := refdoc.Head + "# meshca\n\n" + refdoc.Commands(newRoot()) + "\n" + refdoc.Settings(defaultConfig()) + "\n" + metrics.Metrics()
@@ -156,6 +184,92 @@ func TestServeUntilSIGTERM(t *testing.T) {
 	}
 	if !strings.Contains(stdout.String(), `"kind":"intermediate"`) {
 		t.Errorf("no audit record of the intermediate on standard output:\n%s", stdout.String())
+	}
+}
+
+// operatorsCA is a directory with the files of a CA, which is that of a state directory.
+func operatorsCA(t *testing.T, state string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for from, to := range map[string][]string{"root.pem": {"tls.crt", "ca.crt"}, "root.key": {"tls.key"}} {
+		data, err := os.ReadFile(filepath.Join(state, "authority", from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range to {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+// serveOnce runs the program until it can sign, or until it has refused to start.
+func serveOnce(t *testing.T, config, state string) (code int, said string) {
+	t.Helper()
+	log := &logLines{make(chan map[string]any, 100)}
+	var stdout, stderr bytes.Buffer
+	ctx, stop := newContext(t)
+	done := make(chan int, 1)
+	go func() {
+		done <- cli.Execute(ctx, newRoot(), []string{
+			"serve", "--config", config, "--state-dir", state, "--listen", "127.0.0.1:0", "--ops-listen", "",
+		}, &stdout, io.MultiWriter(&stderr, log))
+	}()
+	for {
+		select {
+		case line := <-log.lines:
+			if line["msg"] == "new serving certificate" {
+				stop()
+			}
+		case code := <-done:
+			return code, stderr.String()
+		case <-time.After(20 * time.Second):
+			t.Fatal("it neither signs nor ends")
+		}
+	}
+}
+
+// The root of an operator's files in place of our own: no meshca init, and the state
+// directory remembers what the mesh was told.
+func TestT12_ServeWithAnOperatorsCA(t *testing.T) {
+	own, config := initState(t)
+	settings, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings = fmt.Appendf(settings, "\nupstream: {files: {dir: %q}}\n", operatorsCA(t, own))
+	config = filepath.Join(t.TempDir(), "meshca.yaml")
+	if err := os.WriteFile(config, settings, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	state := filepath.Join(t.TempDir(), "state")
+	var before []byte
+	for n := range 2 {
+		if code, said := serveOnce(t, config, state); code != 0 {
+			t.Fatalf("it ended with %d:\n%s", code, said)
+		}
+		record, err := os.ReadFile(filepath.Join(state, roots.FileName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sequence, _, _ := bytes.Cut(record, []byte(`"roots"`))
+		if n > 0 && !bytes.Equal(sequence, before) {
+			t.Errorf("after a restart the record is\n%s\nbefore\n%s", sequence, before)
+		}
+		before = sequence
+	}
+	// Where there is a root of our own the mesh is not led away from it.
+	code, said := serveOnce(t, config, own)
+	if code == 0 || !strings.Contains(said, "moving a mesh from one to the other is not built yet") {
+		t.Errorf("with a root of its own beside: %d, %s", code, said)
+	}
+	// Nor is one made in secret where the setting was left out.
+	_, plain := initState(t)
+	code, said = serveOnce(t, plain, state)
+	if code == 0 || !strings.Contains(said, "meshca init") {
+		t.Errorf("without the setting: %d, %s", code, said)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/meshca/meshca/identity/inputfile"
 	"github.com/meshca/meshca/policy"
 	"github.com/meshca/meshca/policy/manifest"
 )
@@ -171,7 +172,7 @@ func latest(a, b time.Time) time.Time {
 // look reads a file. It returns whether there is something new to judge, and the
 // size.
 func (k *keeper) look(f *file, now time.Time, total int) (due bool, size int) {
-	data, err := ReadFile(filepath.Join(k.dir, f.name), maxFile)
+	data, err := inputfile.Read(filepath.Join(k.dir, f.name), maxFile)
 	if err == nil && total+len(data) > maxBytes {
 		err = fmt.Errorf("all files together have more than %d bytes", maxBytes)
 	}

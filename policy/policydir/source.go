@@ -125,48 +125,35 @@ func (s *Source) Snapshot() (*Snapshot, <-chan struct{}) {
 
 // Run follows the directory until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
-	var events <-chan struct{}
+	var w *Watcher
 	watch := func() {}
 	if !s.c.noWatch {
-		if w, err := newWatcher(); err != nil {
+		var err error
+		if w, err = NewWatcher(); err != nil {
 			s.c.Log.Warn("policy changes are found by polling only", "error", err, "every", s.c.Poll)
 		} else {
-			defer w.close()
-			events, watch = w.events, s.follow(w)
+			defer w.Close()
+			watch = s.follow(w)
 		}
 	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	soon := false
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-events:
-			if !soon { // a write makes several events, and they may never end
-				soon = true
-				timer.Reset(settle)
-			}
-			continue
-		case <-timer.C:
-			soon = false
-		}
+	w.Follow(ctx, settle, func() time.Duration {
 		watch() // before reading, so that no change falls between the two
 		changed, again := s.keeper.scan(s.c.Now())
 		if changed {
 			s.publish()
 		}
-		timer.Reset(min(s.c.Poll, cmp.Or(again, s.c.Poll)))
-	}
+		return min(s.c.Poll, cmp.Or(again, s.c.Poll))
+	})
+	return nil
 }
 
 // follow returns a function that has the watcher watch the directory that has the
 // path now. It asks again each time: only the kernel knows whether a new directory
 // has come in the place, and the number, of the old.
-func (s *Source) follow(w *watcher) func() {
+func (s *Source) follow(w *Watcher) func() {
 	said := ""
 	return func() {
-		err := w.add(s.c.Dir)
+		err := w.Add(s.c.Dir)
 		if err == nil {
 			said = ""
 		} else if err.Error() != said {

@@ -162,12 +162,12 @@ func TestT10_V21_StartWithABrokenFileIsStrict(t *testing.T) {
 
 func TestWatcherHears(t *testing.T) {
 	dir := t.TempDir()
-	w, err := newWatcher()
+	w, err := NewWatcher()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.close()
-	if err := w.add(dir); err != nil {
+	defer w.Close()
+	if err := w.Add(dir); err != nil {
 		t.Fatal(err)
 	}
 	write(t, dir, "a.yaml", "a")
@@ -176,7 +176,7 @@ func TestWatcherHears(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("nothing heard")
 	}
-	if err := w.add(filepath.Join(dir, "missing")); err == nil {
+	if err := w.Add(filepath.Join(dir, "missing")); err == nil {
 		t.Error("a missing directory is watched")
 	}
 }

@@ -1,31 +1,34 @@
 package policydir
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 )
 
-// watcher says that something has happened in a directory, not what: who hears it
-// reads the directory.
-type watcher struct {
+// Watcher says that something has happened in a directory, not what: who hears it
+// reads the directory. Some filesystems tell of nothing, so who watches polls too.
+type Watcher struct {
 	file   *os.File
 	events chan struct{} // holds one
 	done   chan struct{}
 }
 
-func newWatcher() (*watcher, error) {
+// NewWatcher makes a Watcher of no directory yet. It has to be closed.
+func NewWatcher() (*Watcher, error) {
 	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watching for changes: %w", err)
 	}
-	w := &watcher{os.NewFile(uintptr(fd), "inotify"), make(chan struct{}, 1), make(chan struct{})}
+	w := &Watcher{os.NewFile(uintptr(fd), "inotify"), make(chan struct{}, 1), make(chan struct{})}
 	go w.read()
 	return w, nil
 }
 
-// add watches the directory that has the path now. Adding it again is no error.
-func (w *watcher) add(dir string) error {
+// Add watches the directory that has the path now. Adding it again is no error.
+func (w *Watcher) Add(dir string) error {
 	const mask = syscall.IN_CLOSE_WRITE | syscall.IN_CREATE | syscall.IN_DELETE | syscall.IN_MOVED_FROM | syscall.IN_MOVED_TO |
 		syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_ONLYDIR
 	raw, err := w.file.SyscallConn()
@@ -42,7 +45,7 @@ func (w *watcher) add(dir string) error {
 	return nil
 }
 
-func (w *watcher) read() {
+func (w *Watcher) read() {
 	defer close(w.done)
 	buf := make([]byte, 64<<10)
 	for {
@@ -56,7 +59,35 @@ func (w *watcher) read() {
 	}
 }
 
-func (w *watcher) close() {
+// Follow calls look at once, when the time is over that it returned last, and settle
+// after w has seen something: a write makes several events, and they may never end. It
+// returns when ctx ends. A nil Watcher sees nothing, so that only the times count.
+func (w *Watcher) Follow(ctx context.Context, settle time.Duration, look func() (next time.Duration)) {
+	var events <-chan struct{}
+	if w != nil {
+		events = w.events
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	soon := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-events:
+			if !soon {
+				soon = true
+				timer.Reset(settle)
+			}
+		case <-timer.C:
+			soon = false
+			timer.Reset(look())
+		}
+	}
+}
+
+// Close ends the watching.
+func (w *Watcher) Close() {
 	w.file.Close()
 	<-w.done
 }

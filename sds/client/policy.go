@@ -162,7 +162,7 @@ func (s *PolicySource) take(p *policy.Resolved) error {
 	}
 	s.mu.Unlock()
 	if news {
-		s.conf.Log.Info("policy in force", "version", p.Version, "mode", p.Mode.String(), "source", p.Source.String(), "ports", p.DescribePorts())
+		s.conf.Log.Info("policy in force", "version", p.Version, "workload_version", p.WorkloadVersion, "mode", p.Mode.String(), "source", p.Source.String(), "ports", p.DescribePorts())
 	}
 	return nil
 }

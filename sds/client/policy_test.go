@@ -87,14 +87,34 @@ func TestT10_F43_PolicyStaysThroughRestarts(t *testing.T) {
 	a.publishPolicy(nil)
 	a.publishPolicy(resolved(6, policy.Permissive))
 	a.publishPolicy(resolved(7, policy.Permissive))
-	a.publishPolicy(resolved(8, policy.Disable)) // the first that may follow
+	older := resolved(9, policy.Permissive) // in nothing but the labels
+	older.WorkloadVersion = 50
+	newest := resolved(8, policy.Disable)
+	newest.WorkloadVersion = 51
+	a.publishPolicy(newest) // the first that may follow
 	for {
 		changed := s.Changed()
 		p, err := s.Policy()
 		if err != nil || p.Mode == policy.Permissive {
 			t.Fatalf("an older policy is in force: %+v, %v", p, err)
 		}
-		if p.Mode == policy.Disable {
+		if p.Mode == policy.Disable && p.WorkloadVersion == 51 {
+			break
+		}
+		<-changed
+	}
+	// Of two numbers the higher one does not make up for the lower.
+	a.publishPolicy(older)
+	last := resolved(9, policy.Strict)
+	last.WorkloadVersion = 51
+	a.publishPolicy(last)
+	for {
+		changed := s.Changed()
+		p, err := s.Policy()
+		if err != nil || p.Mode == policy.Permissive {
+			t.Fatalf("a policy for older labels is in force: %+v, %v", p, err)
+		}
+		if p.Mode == policy.Strict {
 			break
 		}
 		<-changed

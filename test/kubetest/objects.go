@@ -52,7 +52,7 @@ func (c *Cluster) CreateServiceAccount(ctx context.Context, namespace, name stri
 
 // CreateNode returns the UID of the new Node.
 func (c *Cluster) CreateNode(ctx context.Context, name string) (uid string, err error) {
-	return c.create(ctx, "/api/v1/nodes", object{"metadata": object{"name": name}})
+	return c.create(ctx, "/api/v1/nodes", object{"metadata": object{"name": name, "labels": object{"kubernetes.io/os": "linux"}}})
 }
 
 // CreatePod returns the UID of a pod that runs, as far as objects go, under
@@ -174,4 +174,31 @@ func (c *Cluster) send(ctx context.Context, method, path, contentType string, bo
 		return nil, &StatusError{Method: method, Path: path, Code: resp.StatusCode, Body: string(answer)}
 	}
 	return answer, nil
+}
+
+// Create posts an object and returns its UID.
+func (c *Cluster) Create(ctx context.Context, path string, o map[string]any) (uid string, err error) {
+	return c.create(ctx, path, o)
+}
+
+// Update puts an object in the place of the one at a path.
+func (c *Cluster) Update(ctx context.Context, path string, o map[string]any) error {
+	_, err := c.do(ctx, http.MethodPut, path, o)
+	return err
+}
+
+// Delete removes the object at a path, which may carry a query.
+func (c *Cluster) Delete(ctx context.Context, path string) error {
+	_, err := c.do(ctx, http.MethodDelete, path, nil)
+	return err
+}
+
+// MergePatch changes the object at a path.
+func (c *Cluster) MergePatch(ctx context.Context, path string, o map[string]any) error {
+	body, err := json.Marshal(o)
+	if err != nil {
+		return fmt.Errorf("PATCH %s: %w", path, err)
+	}
+	_, err = c.send(ctx, http.MethodPatch, path, "application/merge-patch+json", bytes.NewReader(body))
+	return err
 }

@@ -225,9 +225,9 @@ func (x *Bundle) GetX509Authorities() [][]byte {
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Rises with every change of any policy of the mesh. A receiver refuses (NACKs)
-	// other content under a version that is not higher than the one it holds. 0: the
-	// sender has policies and does not know them now; whoever holds a policy keeps it,
-	// and whoever never had one takes every port for STRICT.
+	// other content unless this or workload_version is higher than what it holds, and
+	// neither is lower. 0: the sender has policies and does not know them now; whoever
+	// holds a policy keeps it, and whoever never had one takes every port for STRICT.
 	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Of every port that `ports` does not name.
 	Mode Mode `protobuf:"varint,2,opt,name=mode,proto3,enum=meshca.v1.Mode" json:"mode,omitempty"`
@@ -236,9 +236,12 @@ type Policy struct {
 	// Ports of the workload with a mode of their own, in rising order.
 	Ports []*Port `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
 	// The policy that has them: namespace and name.
-	PortsSource   *Source `protobuf:"bytes,5,opt,name=ports_source,json=portsSource,proto3" json:"ports_source,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PortsSource *Source `protobuf:"bytes,5,opt,name=ports_source,json=portsSource,proto3" json:"ports_source,omitempty"`
+	// Rises with every change of the workload's labels. 0: they are not known, or have
+	// no version of their own, as where they come from a file.
+	WorkloadVersion uint64 `protobuf:"varint,6,opt,name=workload_version,json=workloadVersion,proto3" json:"workload_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
@@ -304,6 +307,13 @@ func (x *Policy) GetPortsSource() *Source {
 		return x.PortsSource
 	}
 	return nil
+}
+
+func (x *Policy) GetWorkloadVersion() uint64 {
+	if x != nil {
+		return x.WorkloadVersion
+	}
+	return 0
 }
 
 // Port is a port that the workload itself listens on.
@@ -436,13 +446,14 @@ const file_meshcav1_workload_proto_rawDesc = "" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12)\n" +
-	"\x10x509_authorities\x18\x03 \x03(\fR\x0fx509Authorities\"\xcf\x01\n" +
+	"\x10x509_authorities\x18\x03 \x03(\fR\x0fx509Authorities\"\xfa\x01\n" +
 	"\x06Policy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12#\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x0f.meshca.v1.ModeR\x04mode\x12)\n" +
 	"\x06source\x18\x03 \x01(\v2\x11.meshca.v1.SourceR\x06source\x12%\n" +
 	"\x05ports\x18\x04 \x03(\v2\x0f.meshca.v1.PortR\x05ports\x124\n" +
-	"\fports_source\x18\x05 \x01(\v2\x11.meshca.v1.SourceR\vportsSource\"C\n" +
+	"\fports_source\x18\x05 \x01(\v2\x11.meshca.v1.SourceR\vportsSource\x12)\n" +
+	"\x10workload_version\x18\x06 \x01(\x04R\x0fworkloadVersion\"C\n" +
 	"\x04Port\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12#\n" +
 	"\x04mode\x18\x02 \x01(\x0e2\x0f.meshca.v1.ModeR\x04mode\"P\n" +

@@ -36,6 +36,20 @@ func (e *UsageError) Unwrap() error { return e.Err }
 // Usagef makes a [*UsageError].
 func Usagef(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
 
+// UnknownError says that what was asked could not be told.
+type UnknownError struct{ Err error }
+
+func (e *UnknownError) Error() string { return e.Err.Error() }
+func (e *UnknownError) Unwrap() error { return e.Err }
+
+// ErrFound is returned by a command whose result, which is written, holds a finding:
+// there is nothing more to say than its exit code. [ErrUntold] likewise, where part of
+// the result could not be told.
+var (
+	ErrFound  = errors.New("something was found")
+	ErrUntold = errors.New("something could not be told")
+)
+
 // HintError adds what to do next to an error that a library returned. The
 // library knows what went wrong; only the command knows which flag or file
 // would mend it.
@@ -70,7 +84,17 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, st
 	if err == nil {
 		return ExitOK
 	}
+	switch err { // and nothing that wraps them
+	case ErrFound:
+		return ExitRefused
+	case ErrUntold:
+		return ExitUnknown
+	}
 	fmt.Fprintf(stderr, "%s: %v\n", root.Name(), err)
+	var unknown *UnknownError
+	if errors.As(err, &unknown) {
+		return ExitUnknown
+	}
 	var usage *UsageError
 	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
 		return ExitUsage

@@ -17,6 +17,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
+)
+
+// Whoever reaches the address may ask, and must not fill the memory by that. Each
+// connection answers one question, so that none is idle, and whoever says nothing, or
+// reads nothing, gives its place up soon.
+const (
+	maxConnections = 256
+	headerTimeout  = 5 * time.Second
+	writeTimeout   = 15 * time.Second // package pprof adds how long a profile takes
 )
 
 // NewRegistry returns a registry for a program's metrics that has those of the
@@ -93,6 +103,14 @@ func (e *Endpoint) Address() string {
 	return e.l.Addr().String()
 }
 
+// Close gives the address back, for a start that comes to nothing after all.
+func (e *Endpoint) Close() error {
+	if e.l == nil {
+		return nil
+	}
+	return e.l.Close()
+}
+
 // Serve answers until ctx ends, and closes the endpoint. Where there is none it
 // returns at once.
 func (e *Endpoint) Serve(ctx context.Context, c Config) error {
@@ -101,14 +119,15 @@ func (e *Endpoint) Serve(ctx context.Context, c Config) error {
 	}
 	srv := &http.Server{
 		Handler:           Handler(c),
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       time.Minute,
+		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      writeTimeout,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug),
 	}
+	srv.SetKeepAlivesEnabled(false)
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(e.l); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(netutil.LimitListener(e.l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving operations on %s: %w", e.l.Addr(), err)
 	}
 	return nil

@@ -110,6 +110,14 @@ func (r *Recorder) Register(c prometheus.Collector) error {
 	return nil
 }
 
+// Alternatively lets names be registered once more: by parts of which a program has
+// one or the other. What was said of them first is kept if the parts agree.
+func (r *Recorder) Alternatively() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reg = prometheus.NewRegistry()
+}
+
 // MustRegister implements prometheus.Registerer.
 func (r *Recorder) MustRegister(cs ...prometheus.Collector) {
 	for _, c := range cs {
