@@ -97,8 +97,13 @@ func TestWhoMayImportWhom(t *testing.T) {
 	}
 }
 
+// kubeletRegistration is what the kubelet asks a plugin, and nothing else: generated
+// messages.
+const kubeletRegistration = "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
 // TestWhatPodsLink keeps the CA, and a Kubernetes client, out of the programs
-// that run beside every workload.
+// that run beside every workload. Of Kubernetes, the agent has the messages by
+// which a kubelet registers plugins, and the proxy nothing.
 func TestWhatPodsLink(t *testing.T) {
 	packages := listPackages(t)
 	for _, program := range []string{"cmd/agent", "cmd/proxy"} {
@@ -108,8 +113,27 @@ func TestWhatPodsLink(t *testing.T) {
 			continue
 		}
 		for _, d := range p.Deps {
-			if area(d) == "ca" || strings.HasPrefix(d, "k8s.io/") || d == "testing" {
+			kube := strings.HasPrefix(d, "k8s.io/") && (program != "cmd/agent" || d != kubeletRegistration)
+			if area(d) == "ca" || kube || d == "testing" {
 				t.Errorf("%s links %s", program, d)
+			}
+		}
+	}
+}
+
+// TestWhereKubernetesTypesStop keeps client-go and the API's types in the packages
+// that turn them into nouns of ours, and where those are wired.
+func TestWhereKubernetesTypesStop(t *testing.T) {
+	for _, p := range listPackages(t) {
+		l := local(p.ImportPath)
+		if l == "" || strings.HasPrefix(l, "ca/kube/") || l == "cmd/meshca" {
+			continue
+		}
+		for _, i := range p.Imports {
+			for _, prefix := range []string{"k8s.io/client-go", "k8s.io/api/", "k8s.io/apimachinery"} {
+				if strings.HasPrefix(i, prefix) {
+					t.Errorf("%s imports %s; only packages below ca/kube may", l, i)
+				}
 			}
 		}
 	}

@@ -51,7 +51,9 @@ func serve(t *testing.T, l net.Listener, dial func(context.Context) (net.Conn, e
 	p.roots.AppendCertsFromPEM(anchor)
 	s, err := server.New(server.Config{
 		Authority: p.kit.Authority, Authenticator: p.kit.Authenticator,
-		Names: ca.ServingNames{DNS: []string{hostName}}, Log: slog.New(slog.DiscardHandler),
+		// One address stands for many here.
+		MaxStrangersPerSource: server.DefaultMaxConnections,
+		Names:                 ca.ServingNames{DNS: []string{hostName}}, Log: slog.New(slog.DiscardHandler),
 	})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

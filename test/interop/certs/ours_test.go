@@ -15,6 +15,7 @@ import (
 	"github.com/meshca/meshca/ca"
 	"github.com/meshca/meshca/ca/catest"
 	"github.com/meshca/meshca/ca/server"
+	"github.com/meshca/meshca/ca/server/servertest"
 	"github.com/meshca/meshca/identity"
 )
 
@@ -101,32 +102,12 @@ func (k *kind) dial(t *testing.T, port string) (string, error) {
 // serveCA runs the CA's real port until the test ends.
 func serveCA(t *testing.T, kit *catest.Kit) (port string) {
 	t.Helper()
-	s, err := server.New(server.Config{
+	_, port, err := net.SplitHostPort(servertest.Serve(t, server.Config{
 		Authority: kit.Authority, Authenticator: kit.Authenticator, Log: slog.New(slog.DiscardHandler),
 		Names: ca.ServingNames{DNS: []string{"meshca.meshca-system.svc"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}},
-	})
+	}))
 	must(t, err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	for s.Ready() != nil {
-		select {
-		case <-deadline.C:
-			t.Fatalf("the CA's port is not ready: %v", s.Ready())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	return portOf(l.Addr())
+	return port
 }
 
 func portOf(a net.Addr) string {

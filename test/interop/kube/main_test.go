@@ -1,11 +1,7 @@
 package kube
 
 import (
-	"fmt"
-	"os"
 	"testing"
-
-	"go.uber.org/goleak"
 
 	"github.com/meshca/meshca/test/kubetest"
 )
@@ -13,17 +9,4 @@ import (
 // cluster is shared by all tests here; they keep apart by namespaces of their own.
 var cluster kubetest.Shared
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := cluster.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { kubetest.Main(m, &cluster) }

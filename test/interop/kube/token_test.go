@@ -52,7 +52,7 @@ func newWorkload(t *testing.T, c *kubetest.Cluster, namespace string) workload {
 	return w
 }
 
-func newVerifier(t *testing.T, c *kubetest.Cluster) *token.Verifier {
+func keysOf(t *testing.T, c *kubetest.Cluster) *apiServerKeys {
 	t.Helper()
 	doc, err := c.JWKS(t.Context())
 	if err != nil {
@@ -62,6 +62,12 @@ func newVerifier(t *testing.T, c *kubetest.Cluster) *token.Verifier {
 	if err := json.Unmarshal(doc, &keys.set); err != nil {
 		t.Fatal(err)
 	}
+	return keys
+}
+
+func newVerifier(t *testing.T, c *kubetest.Cluster) *token.Verifier {
+	t.Helper()
+	keys := keysOf(t, c)
 	v, err := token.New(token.Config{
 		Now: time.Now,
 		Issuers: []token.Issuer{{

@@ -1,0 +1,3 @@
+// Package kubepolicy tests policies, their definition and events against a real
+// Kubernetes API server, which is killed, cut off and stripped of permissions.
+package kubepolicy
