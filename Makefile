@@ -5,7 +5,7 @@ TOOL = $(GO) tool -modfile=tools/go.mod
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 # gRPC's request tracing, which nobody can reach here, would bring HTML templates
 # into every program: a quarter of their size, and 3 MB of memory.
@@ -22,11 +22,35 @@ demo: ## the whole path in one process; ARGS=--stay keeps it up
 test: ## unit tests, then tests against real Envoy, Kubernetes and others
 	@$(GO) test -timeout 5m $(TESTFLAGS) ./...
 	@$(GO) run ./test/testenv/fetch >/dev/null
+	@$(MAKE) --no-print-directory build # which tests do too, within their time
 	@cd test/interop && $(GO) test -timeout 5m $(TESTFLAGS) ./...
+	@cd test/bench && $(GO) test -timeout 5m $(TESTFLAGS) ./...
 
 .PHONY: race
 race: ## the same under the race detector, which needs a C compiler
 	@$(MAKE) --no-print-directory test TESTFLAGS="-race $(TESTFLAGS)"
+
+.PHONY: cluster-up
+cluster-up: ## a real Kubernetes of one node on this machine; needs root, containerd, runc and CNI plugins
+	@$(GO) run ./test/testenv/fetch kubernetes node coredns >/dev/null
+	@cd test/cluster && $(GO) run ./cmd/cluster up
+
+.PHONY: cluster-down
+cluster-down: ## take it away again
+	@cd test/cluster && $(GO) run ./cmd/cluster down
+
+.PHONY: e2e
+e2e: ## meshca in such a cluster, made anew, as users install it; the cluster stays up
+	@$(GO) run ./test/testenv/fetch kubernetes node coredns envoy >/dev/null
+	@cd test/cluster && $(GO) test -count=1 -timeout 20m -skip '$(WITH_VAULT)' $(TESTFLAGS) ./...
+
+# Tests of an installation whose root is in Vault.
+WITH_VAULT = ^TestVaultSigns$$|^TestF44_VaultSealed$$
+
+.PHONY: e2e-vault
+e2e-vault: ## the same with a real Vault that holds the root, for what depends on that
+	@$(GO) run ./test/testenv/fetch kubernetes node coredns envoy vault >/dev/null
+	@cd test/cluster && E2E_UPSTREAM=vault $(GO) test -count=1 -timeout 10m -run '^TestFirstSVIDInAPod$$|^TestEnvoyInAPod$$|$(WITH_VAULT)' $(TESTFLAGS) ./e2e
 
 .PHONY: faults
 faults: ## what takes minutes: floods, shortages, flapping policies and apps
@@ -51,8 +75,19 @@ conformance: ## write docs/conformance.md anew
 .PHONY: generate
 generate: ## write generated code and reference pages anew
 	@$(TOOL) buf generate
-	@$(GO) test ./cmd/meshca ./cmd/agent ./cmd/proxy -run TestReference -update
+	@deploy/render
+	@$(GO) test ./cmd/meshca ./cmd/agent ./cmd/proxy ./cmd/meshca/findings -run 'TestReference|TestPageIsCurrent' -update
 
 .PHONY: bench
-bench: ## benchmarks of the root module
+bench: ## what whole programs cost, beside goals and peers, into docs/benchmarks.md; ARGS="-only issuing"
+	@$(GO) run ./test/testenv/fetch envoy kubernetes >/dev/null
+	@cd test/bench && $(GO) run . $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: ## the same in a few minutes, to see that all of it runs
+	@$(GO) run ./test/testenv/fetch envoy kubernetes >/dev/null
+	@cd test/bench && $(GO) run . -quick $(ARGS)
+
+.PHONY: bench-functions
+bench-functions: ## Go's benchmarks of single functions
 	@$(GO) test -run '^$$' -bench . -benchmem $(ARGS) $$($(GO) list ./... | grep -v /test/)
