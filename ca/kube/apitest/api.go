@@ -24,6 +24,9 @@ type API struct {
 	// Answer, if any, may answer a request in place of the server: nil leaves it.
 	// Set it before the first request.
 	Answer func(*http.Request) *http.Response
+	// Broken, if any, says with what error a request's connection ends before an
+	// answer; nil is none. Set it before the first request.
+	Broken func(*http.Request) error
 
 	mu       sync.Mutex
 	version  int
@@ -148,6 +151,11 @@ func (a *API) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a.requests[verb+" "+resource]++
 	a.mu.Unlock()
+	if a.Broken != nil {
+		if err := a.Broken(req); err != nil {
+			return nil, err
+		}
+	}
 	if a.Answer != nil {
 		resp := a.Answer(req)
 		if err := req.Context().Err(); err != nil {

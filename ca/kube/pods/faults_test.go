@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,6 +84,50 @@ func TestF21_APIServerAwayForAnHour(t *testing.T) {
 			t.Errorf("after it came back: Age = %v", age)
 		}
 	})
+}
+
+// Where connections are taken and then end, as behind a balancer that has nobody to
+// give them to, nothing has been heard either.
+func TestF21_ConnectionsEnd(t *testing.T) {
+	bubble(t, func(r *rig) {
+		away := r.away(io.EOF)
+		r.run()
+		r.pass(15 * time.Second)
+		r.must(r.pods.Degraded())
+		away.Store(true)
+		r.api.Cut(false)
+		r.pass(time.Hour)
+		if age := r.pods.Age(); age < time.Hour-time.Second {
+			t.Errorf("an hour of no answers, and something was heard %v ago", age)
+		}
+		r.unknown("a new pod", r.check(of("new", uidOf(2))), "nothing has been heard of the cluster's pods for")
+		r.alive("known before")
+	})
+}
+
+// However long the API server was away, its watches go on within 6 s.
+func TestF26_BackAfterAnHour(t *testing.T) {
+	for name, err := range map[string]error{
+		"nobody listens": syscall.ECONNREFUSED,
+		"no way there":   syscall.EHOSTUNREACH,
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(r *rig) {
+				away := r.away(err)
+				r.run()
+				r.pass(15 * time.Second)
+				away.Store(true)
+				r.api.Cut(false)
+				r.pass(time.Hour)
+				if r.pods.Degraded() == nil {
+					t.Error("away for an hour, and nothing seems to be wrong")
+				}
+				away.Store(false)
+				r.pass(7 * time.Second)
+				r.must(r.pods.Degraded())
+			})
+		})
+	}
 }
 
 // A watch that ends, with or without a place to go on from, loses no deletion.

@@ -3,7 +3,6 @@ package pods
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -16,23 +15,24 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"github.com/meshca/meshca/ca/kube/watches"
 )
 
 const (
 	// pageSize is how many objects of a list are in memory whole at once.
 	pageSize    = 500
 	pageTimeout = 30 * time.Second
-	// watchFor is how long one watch lasts, and up to half as long again. It is
-	// short so that a permission that was withdrawn shows: the API server ends no
-	// watch for that. It goes on where it was, so a new one costs next to nothing.
-	watchFor = time.Minute
-	// watchGrace is how much longer it may take the API server to end one. A watch
-	// that is silent for ever is not believed.
-	watchGrace = 15 * time.Second
 )
 
-// retries has a feed try again within 15 s, however long nothing worked.
-var retries = wait.Backoff{Duration: 500 * time.Millisecond, Cap: 10 * time.Second, Steps: 20, Factor: 2, Jitter: 0.5}
+// A feed tries again within 6 s however long there was no list to be had, so that what
+// happened meanwhile is known soon after the API server is back. Where one is had and
+// no watch goes on from it, or where it takes somebody to grant what is missing, it
+// does so less and less, at last each 15 s: lists are costly.
+var (
+	unlisted  = wait.Backoff{Duration: 500 * time.Millisecond, Cap: 4 * time.Second, Steps: 20, Factor: 2, Jitter: 0.5}
+	unwatched = wait.Backoff{Duration: 500 * time.Millisecond, Cap: 10 * time.Second, Steps: 20, Factor: 2, Jitter: 0.5}
+)
 
 // feed keeps one table current. It is the reflector's way to the API server.
 type feed struct {
@@ -48,19 +48,22 @@ type feed struct {
 // run follows the resource until ctx ends. It is the loop that the reflector has
 // itself, without its way of telling errors, which is the whole process's.
 func (f *feed) run(ctx context.Context) {
-	inner := retries
 	quiet := logr.Discard() // what goes wrong is told by troubles, once
 	r := cache.NewReflectorWithOptions(f, f.example, f.table, cache.ReflectorOptions{
-		Name: f.resource, TypeDescription: f.resource, Backoff: &inner, Logger: &quiet,
+		Name: f.resource, TypeDescription: f.resource, Backoff: &unlisted, Logger: &quiet,
 	})
 	r.WatchListPageSize = pageSize
 	ctx = klog.NewContext(ctx, quiet)
-	delay := retries
+	away, no := unlisted, unwatched
 	for ctx.Err() == nil {
 		began := time.Now()
-		_ = r.ListAndWatchWithContext(ctx) // noted where it went wrong
-		if time.Since(began) > watchFor {
-			delay = retries
+		err := r.ListAndWatchWithContext(ctx) // noted where it went wrong
+		if time.Since(began) > watches.Lasts {
+			away, no = unlisted, unwatched
+		}
+		delay := &away
+		if err == nil || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+			delay = &no
 		}
 		timer := time.NewTimer(delay.Step())
 		select {
@@ -96,34 +99,18 @@ func (f *feed) List(o meta.ListOptions) (runtime.Object, error) {
 
 // WatchWithContext begins a watch.
 func (f *feed) WatchWithContext(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
-	lasts := watchFor + rand.N(watchFor/2)
-	seconds := int64(lasts / time.Second)
-	o.TimeoutSeconds = &seconds
-	ctx, cancel := context.WithTimeout(ctx, lasts+watchGrace)
-	w, err := f.watch(ctx, o)
+	w, err := watches.Begin(ctx, o, f.watch)
 	f.trouble.note("watch", f.resource, err)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
 	f.begun()
-	return &bounded{w, cancel}, nil
+	return w, nil
 }
 
 // Watch is WatchWithContext for callers that have none.
 func (f *feed) Watch(o meta.ListOptions) (watch.Interface, error) {
 	return f.WatchWithContext(context.Background(), o)
-}
-
-// bounded is a watch under a deadline.
-type bounded struct {
-	watch.Interface
-	cancel context.CancelFunc
-}
-
-func (b *bounded) Stop() {
-	b.Interface.Stop()
-	b.cancel()
 }
 
 // troubles are what does not work at the API server, by verb and resource.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,6 +67,18 @@ func bubble(t *testing.T, test func(r *rig)) {
 }
 
 func cart() apitest.Object { return apitest.Pod("shop", "cart-0", cartUID, "cart", "node-1") }
+
+// away lets every connection to the API server end with err while the switch is on.
+func (r *rig) away(err error) *atomic.Bool {
+	var away atomic.Bool
+	r.api.Broken = func(*http.Request) error {
+		if away.Load() {
+			return err
+		}
+		return nil
+	}
+	return &away
+}
 
 // run follows the cluster until the test ends.
 func (r *rig) run() {

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/meshca/meshca/ca/kube/policies/definition"
+	"github.com/meshca/meshca/ca/kube/watches"
 	"github.com/meshca/meshca/identity"
 	"github.com/meshca/meshca/policy"
 )
@@ -455,7 +456,7 @@ func TestF25_ASilentWatchEnds(t *testing.T) {
 		for range w.ResultChan() {
 		}
 		w.Stop()
-		if took := time.Since(began); took < watchFor+watchGrace || took > watchFor*3/2+watchGrace {
+		if took := time.Since(began); took < watches.Lasts+watches.Grace || took > watches.Lasts*3/2+watches.Grace {
 			t.Errorf("it was believed for %v", took)
 		}
 		if n := asked.Load(); n < 60 || n >= 90 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -17,20 +16,13 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"github.com/meshca/meshca/ca/kube/watches"
 )
 
 // retries are how soon an API server, or a definition, that has come back is
 // found: after 3 s at the latest.
 var retries = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 1 << 30, Cap: 2 * time.Second}
-
-const (
-	// watchFor is how long one watch lasts, and up to half as long again; the API
-	// server sends a bookmark at its end. A new one goes on where it was.
-	watchFor = time.Minute
-	// watchGrace is how much longer it may take the API server to end one. A watch
-	// that is silent for ever is not believed.
-	watchGrace = 15 * time.Second
-)
 
 // watch lets the collection follow the API server until ctx ends.
 func (s *Source) watch(ctx context.Context) {
@@ -91,29 +83,13 @@ func (l *source) ListWithContext(ctx context.Context, o meta.ListOptions) (runti
 
 // WatchWithContext is asked by a reflector.
 func (l *source) WatchWithContext(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
-	lasts := watchFor + rand.N(watchFor/2)
-	seconds := int64(lasts / time.Second)
-	o.TimeoutSeconds = &seconds
-	within, cancel := context.WithTimeout(ctx, lasts+watchGrace)
-	w, err := l.resource().Watch(within, o)
+	w, err := watches.Begin(ctx, o, l.resource().Watch)
 	if err != nil {
 		l.failed(ctx, "watch", err)
-		cancel()
 		return nil, err
 	}
 	l.report(nil)
-	return &bounded{w, cancel}, nil
-}
-
-// bounded is a watch under a deadline.
-type bounded struct {
-	watch.Interface
-	cancel context.CancelFunc
-}
-
-func (b *bounded) Stop() {
-	b.Interface.Stop()
-	b.cancel()
+	return w, nil
 }
 
 func (l *source) failed(ctx context.Context, verb string, err error) {

@@ -43,7 +43,7 @@ func (w *world) caughtUp(t *testing.T, d time.Duration, name string) {
 	next := w.cart.another(t, w.Cluster, name)
 	within(t, d, "hearing of a new pod", func() error {
 		if _, ok := w.pods.Pod(next.podUID); !ok {
-			return errors.New("not yet")
+			return errors.Join(errors.New("not yet"), w.pods.Degraded())
 		}
 		return nil
 	})
