@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,7 +113,8 @@ func (a *API) Lag(by time.Duration) {
 	a.wakeLocked()
 }
 
-// Cut ends all watches; with compact, they cannot go on where they were.
+// Cut ends all watches; with compact, they cannot go on where they were, as with an
+// API server that was restarted. Lists of older versions can still be had, as there.
 func (a *API) Cut(compact bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -171,7 +173,7 @@ func (a *API) RoundTrip(req *http.Request) (*http.Response, error) {
 	case "get":
 		return a.get(resource, namespace, name), nil
 	}
-	return a.list(resource), nil
+	return a.list(resource, req.URL.Query()), nil
 }
 
 func parse(path string) (resource, namespace, name string) {
@@ -195,15 +197,35 @@ func (a *API) get(resource, namespace, name string) *http.Response {
 	return respond(http.StatusOK, typed(resource, "", o))
 }
 
-func (a *API) list(resource string) *http.Response {
+// list answers with what there is or, since a version with a limit asks for that very
+// version, with what there was.
+func (a *API) list(resource string, asked url.Values) *http.Response {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	objects, version := a.objects[resource], a.version
+	if exact, _ := strconv.Atoi(asked.Get("resourceVersion")); exact > 0 && asked.Has("limit") {
+		objects, version = a.atLocked(resource, exact), exact
+	}
 	items := []Object{}
-	for _, o := range a.objects[resource] {
+	for _, o := range objects {
 		items = append(items, typed(resource, "", o))
 	}
-	list := typed(resource, "List", Object{"items": items, "metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}})
+	list := typed(resource, "List", Object{"items": items, "metadata": map[string]any{"resourceVersion": strconv.Itoa(version)}})
 	return respond(http.StatusOK, list)
+}
+
+func (a *API) atLocked(resource string, version int) map[string]Object {
+	objects := make(map[string]Object)
+	for _, e := range a.events {
+		switch {
+		case e.version > version || e.resource != resource:
+		case e.kind == "DELETED":
+			delete(objects, keyOf(e.object))
+		default:
+			objects[keyOf(e.object)] = e.object
+		}
+	}
+	return objects
 }
 
 // watch streams what has happened since a version, bookmarks every minute, and ends

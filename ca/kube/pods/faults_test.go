@@ -450,6 +450,31 @@ func TestF25_ListsAreConsistent(t *testing.T) {
 	})
 }
 
+// Watches that a restarted API server cannot let go on are begun anew from a list of
+// what there is now, not of what there was when they were heard last.
+func TestF25_WatchesThatCannotGoOn(t *testing.T) {
+	bubble(t, func(r *rig) {
+		r.run()
+		r.alive("at first")
+		r.api.Cut(false)
+		r.api.Put("pods", apitest.Pod("shop", "new", uidOf(1), "cart", "node-1"))
+		r.api.Delete("pods", "shop", "cart-0")
+		r.api.Cut(true)
+		r.pass(15 * time.Second)
+		if _, ok := r.pods.Pod(uidOf(1)); !ok {
+			t.Error("a pod that came meanwhile is not known")
+		}
+		if _, ok := r.pods.Pod(cartUID); ok {
+			t.Error("a pod that went meanwhile is")
+		}
+		before := r.api.Requests("list pods")
+		r.pass(time.Hour)
+		if n := r.api.Requests("list pods"); n != before {
+			t.Errorf("%d more lists in an hour in which nothing happened", n-before)
+		}
+	})
+}
+
 // No watch outlasts two minutes, whatever the API server makes of that.
 func TestF32_WatchesAreShort(t *testing.T) {
 	bubble(t, func(r *rig) {

@@ -81,10 +81,10 @@ func (f *feed) IsWatchListSemanticsUnSupported() bool { return true }
 
 // ListWithContext returns a page of a list.
 func (f *feed) ListWithContext(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
-	if o.ResourceVersion == "0" {
-		// "Whatever you have" may be older than what another replica has acted on.
-		o.ResourceVersion = ""
-	}
+	// "Whatever you have" may be older than what another replica has acted on. And in
+	// pages the version that was known last is asked for exactly: from there no watch
+	// goes on either, for as long as etcd remembers it.
+	o.ResourceVersion = ""
 	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
 	list, err := f.list(ctx, o)

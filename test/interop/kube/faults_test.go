@@ -167,6 +167,24 @@ func TestF26_EtcdAndAPIServerAreKilled(t *testing.T) {
 	})
 }
 
+// An API server that was restarted knows no history from before: no watch goes on,
+// though etcd forgets nothing. What happened meanwhile is known all the same.
+func TestF26_NoHistory(t *testing.T) {
+	w := newWorld(t)
+	gone := w.cart.claims(t, w.Cluster)
+	w.wire.Cut(true)
+	must(t, w.DeletePod(t.Context(), "shop", w.cart.pod))
+	same := w.cart.another(t, w.Cluster, w.cart.pod)
+	must(t, w.APIServer().Kill())
+	must(t, w.RestartAPIServer(t.Context()))
+	w.wire.Cut(false)
+	within(t, 30*time.Second, "refusing what was deleted meanwhile", func() error {
+		return refused(w.pods.Check(t.Context(), gone), "does not exist any more")
+	})
+	w.caughtUp(t, 10*time.Second, "after")
+	must(t, w.pods.Check(t.Context(), same.claims(t, w.Cluster)))
+}
+
 // Behind a network that holds everything back for 4 s a lookup ends after 3, whoever
 // is known waits for nothing, and what is late is heard all the same.
 func TestF22_SlowNetwork(t *testing.T) {
