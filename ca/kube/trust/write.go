@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	applycertificatesv1 "k8s.io/client-go/applyconfigurations/certificates/v1"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 
@@ -14,12 +15,14 @@ import (
 )
 
 // write puts the bundle into an object: over exactly the version that was judged,
-// or where none was.
+// or where none was. One that was deleted since is not made again: its UID is demanded,
+// since a version alone is not compared with nothing.
 func (d *Distributor) write(ctx context.Context, k key, have *object, b *identity.Bundle) error {
 	options := metav1.ApplyOptions{FieldManager: manager, Force: k.kind != kindIstio}
-	version := ""
+	var version string
+	var uid types.UID
 	if have != nil {
-		version = have.meta.ResourceVersion
+		version, uid = have.meta.ResourceVersion, have.meta.UID
 	} else if k.kind != kindIstio {
 		// There is no version to compare. A manager of its own, without force, has the
 		// API server refuse where another replica has created other content.
@@ -35,7 +38,7 @@ func (d *Distributor) write(ctx context.Context, k key, have *object, b *identit
 		o := applycertificatesv1.ClusterTrustBundle(TrustBundleName).WithLabels(labels()).WithAnnotations(annotations(b)).
 			WithSpec(applycertificatesv1.ClusterTrustBundleSpec().WithSignerName(SignerName).WithTrustBundle(string(b.MarshalPEM())))
 		if version != "" {
-			o = o.WithResourceVersion(version)
+			o = o.WithResourceVersion(version).WithUID(uid)
 		}
 		_, err = d.conf.Client.CertificatesV1().ClusterTrustBundles().Apply(ctx, o, options)
 	} else {
@@ -46,7 +49,7 @@ func (d *Distributor) write(ctx context.Context, k key, have *object, b *identit
 		o := applycorev1.ConfigMap(k.name(), k.namespace).WithLabels(labels()).WithAnnotations(annotations(b)).
 			WithData(map[string]string{data: string(b.MarshalPEM())})
 		if version != "" {
-			o = o.WithResourceVersion(version)
+			o = o.WithResourceVersion(version).WithUID(uid)
 		}
 		_, err = d.conf.Client.CoreV1().ConfigMaps(k.namespace).Apply(ctx, o, options)
 	}

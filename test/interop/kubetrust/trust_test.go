@@ -49,11 +49,12 @@ func TestBundleReachesWhoWantsItAndNobodyElse(t *testing.T) {
 	// Labelled later.
 	label(t, client, other, `{"meshca.dev/inject":"enabled"}`)
 	within(t, soon, "labelled later", func() error { return holds(t, client, other, b) })
+	// Taken back. What follows comes on the same watch, and so after it.
+	label(t, client, other, `{"meshca.dev/inject":null}`)
 	// A namespace that is made later, with its label.
 	late := place(t, "reach-late", map[string]string{"meshca.dev/trust-bundle": "enabled"})
 	within(t, soon, "made later", func() error { return holds(t, client, late, b) })
 	// A new bundle reaches all, and those that took their label back: pods mount it.
-	label(t, client, other, `{"meshca.dev/inject":null}`)
 	next := newBundle(t, "cluster.local", 2)
 	s.set(next)
 	for _, ns := range []string{agents, labelled, injected, other, late} {
@@ -69,6 +70,43 @@ func TestBundleReachesWhoWantsItAndNobodyElse(t *testing.T) {
 	}
 	if p := d.Problems(); len(p) != 0 {
 		t.Errorf("problems %+v", p)
+	}
+}
+
+// What is deleted while it is being written, where nobody asks for it any more, is not
+// made again by that.
+func TestF64_DeletedWhileItIsWritten(t *testing.T) {
+	ctx, client := t.Context(), dial(t, "", nil)
+	agents := place(t, "outrun-agents", nil)
+	other := place(t, "outrun-other", map[string]string{"meshca.dev/inject": "enabled"})
+	var armed atomic.Bool
+	b := newBundle(t, "cluster.local", 1)
+	s := newSource(b)
+	distribute(t, agents, s, options{see: func(r *http.Request) *http.Response {
+		if r.Method == http.MethodPatch && strings.Contains(r.URL.Path, "/"+other+"/") && armed.CompareAndSwap(true, false) {
+			check(t, client.CoreV1().ConfigMaps(other).Delete(ctx, trust.ConfigMapName, metav1.DeleteOptions{}))
+		}
+		return nil
+	}})
+	eventually(t, other, func() error { return holds(t, client, other, b) })
+	label(t, client, other, `{"meshca.dev/inject":null}`)
+	late := place(t, "outrun-late", map[string]string{"meshca.dev/trust-bundle": "enabled"})
+	within(t, soon, "after the label was taken back", func() error { return holds(t, client, late, b) })
+	armed.Store(true)
+	s.set(newBundle(t, "cluster.local", 2))
+	eventually(t, "deleted while it is written", func() error {
+		if armed.Load() {
+			return errors.New("it is not being written")
+		}
+		return nil
+	})
+	last := newBundle(t, "cluster.local", 3)
+	s.set(last)
+	for _, ns := range []string{agents, late} {
+		eventually(t, ns, func() error { return holds(t, client, ns, last) })
+	}
+	if err := holds(t, client, other, last); !apierrors.IsNotFound(err) {
+		t.Errorf("made again where nobody asks for it: %v", err)
 	}
 }
 
