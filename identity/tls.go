@@ -120,8 +120,9 @@ func (c *TLSConfig) certificate() (*tls.Certificate, error) {
 // verifier returns the check of a peer that stands on the given side.
 func (c *TLSConfig) verifier(peer Role) func(tls.ConnectionState) error {
 	bundles, authorize, now := c.Bundles, c.Authorize, c.Now
+	known := newPaths(peer)
 	return func(cs tls.ConnectionState) error {
-		id, err := Verify(cs.PeerCertificates, peer, bundles, now())
+		id, err := known.verify(cs.PeerCertificates, bundles, now())
 		if err != nil {
 			return err
 		}

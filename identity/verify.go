@@ -106,20 +106,20 @@ func (e *VerifyError) Unwrap() error { return e.Err }
 //
 // The error is a [*VerifyError].
 func Verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (ID, error) {
-	id, _, err := verify(certs, role, bundles, now)
-	return id, err
+	found, err := verify(certs, role, bundles, now)
+	return found.id, err
 }
 
 // VerifyBoth is [Verify] for both roles, server first. It costs little more than
 // for one: a path that is good for both is looked for once.
 func VerifyBoth(certs []*x509.Certificate, bundles BundleSource, now time.Time) (ID, error) {
-	id, chains, err := verify(certs, Server, bundles, now)
+	found, err := verify(certs, Server, bundles, now)
 	if err != nil {
 		return ID{}, err
 	}
 	usage, err := Client.usage(certs[0])
-	if err == nil && slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool { return allows(chain, usage) }) {
-		return id, nil
+	if err == nil && slices.ContainsFunc(found.chains, func(chain []*x509.Certificate) bool { return allows(chain, usage) }) {
+		return found.id, nil
 	}
 	return Verify(certs, Client, bundles, now)
 }
@@ -136,30 +136,42 @@ func allows(chain []*x509.Certificate, usage x509.ExtKeyUsage) bool {
 	return true
 }
 
-func verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (ID, [][]*x509.Certificate, error) {
+// verified is what a peer's certificates prove, by which bundle, and how.
+type verified struct {
+	id     ID
+	bundle *Bundle
+	chains [][]*x509.Certificate // one at least, each from the leaf to an authority
+}
+
+func verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (verified, error) {
 	if err := checkChainCost(certs); err != nil {
-		return ID{}, nil, &VerifyError{Err: err}
+		return verified{}, &VerifyError{Err: err}
 	}
+	return verifyBounded(certs, role, bundles, now)
+}
+
+// verifyBounded is verify for certificates that checkChainCost has passed.
+func verifyBounded(certs []*x509.Certificate, role Role, bundles BundleSource, now time.Time) (verified, error) {
 	leaf := certs[0]
 	id, err := leafID(leaf)
 	if err != nil {
-		return ID{}, nil, &VerifyError{Err: err}
+		return verified{}, &VerifyError{Err: err}
 	}
 	usage, err := role.usage(leaf)
 	if err != nil {
-		return ID{}, nil, &VerifyError{ID: id, Err: err}
+		return verified{}, &VerifyError{ID: id, Err: err}
 	}
 	bundle, err := bundles.Bundle(id.TrustDomain())
 	if err != nil {
-		return ID{}, nil, &VerifyError{ID: id, Err: err}
+		return verified{}, &VerifyError{ID: id, Err: err}
 	}
 	if bundle == nil {
-		return ID{}, nil, &VerifyError{ID: id, Err: &NoBundleError{TrustDomain: id.TrustDomain()}}
+		return verified{}, &VerifyError{ID: id, Err: &NoBundleError{TrustDomain: id.TrustDomain()}}
 	}
 	if bundle.td != id.TrustDomain() {
 		// A source that answers for another domain would let one domain's
 		// authorities vouch for another's workloads.
-		return ID{}, nil, &VerifyError{ID: id, Err: fmt.Errorf("the bundle source answered with the bundle of %q", bundle.td)}
+		return verified{}, &VerifyError{ID: id, Err: fmt.Errorf("the bundle source answered with the bundle of %q", bundle.td)}
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range certs[1:] {
@@ -172,9 +184,9 @@ func verify(certs []*x509.Certificate, role Role, bundles BundleSource, now time
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
-		return ID{}, nil, &VerifyError{ID: id, Err: explainPath(leaf, bundle, now, err)}
+		return verified{}, &VerifyError{ID: id, Err: explainPath(leaf, bundle, now, err)}
 	}
-	return id, chains, nil
+	return verified{id, bundle, chains}, nil
 }
 
 // ClaimedID reads the ID that a leaf claims, and proves nothing: anybody can
