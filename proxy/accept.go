@@ -10,6 +10,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/meshca/meshca/policy"
 )
 
 const (
@@ -123,12 +125,7 @@ func (p *Proxy) admit(d door, conn net.Conn) error {
 	}
 	p.open.Go(func() {
 		c.rejudge() // the policy may have changed before the connection was known
-		i := apart(func() introduced {
-			if d.way == inbound {
-				return p.serveInbound(c)
-			}
-			return p.serveOutbound(c, d.client)
-		})
+		i := p.introduce(c, d)
 		if !i.over {
 			i.outcome = p.relay(c, i.accepted, i.dialled)
 		}
@@ -145,13 +142,20 @@ type introduced struct {
 	outcome           outcome
 }
 
-// apart calls f on a goroutine of its own. A handshake makes a stack grow to many
-// times of what carrying bytes needs, and a stack shrinks late: that of an idle
-// connection is most of its memory.
-func apart(f func() introduced) introduced {
-	done := make(chan introduced, 1)
-	go func() { done <- f() }()
-	return <-done
+// introduce serves a connection until its two ends may talk. What may take a handshake
+// is for the workers.
+func (p *Proxy) introduce(c *connection, d door) (i introduced) {
+	if d.way == inbound && c.admittedUnder() == policy.Disable {
+		return p.serveInbound(c)
+	}
+	p.handshakers.call(func() {
+		if d.way == inbound {
+			i = p.serveInbound(c)
+		} else {
+			i = p.serveOutbound(c, d.client)
+		}
+	})
+	return i
 }
 
 // refuse resets a connection for which there is no room. It is counted, and the

@@ -23,6 +23,8 @@ type Proxy struct {
 	buffers *buffers
 	metrics *metrics
 
+	handshakers *workers
+
 	notReady atomic.Pointer[string] // why; nil while connections are accepted
 	open     sync.WaitGroup         // connections
 
@@ -99,6 +101,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	defer judge.Wait()
 	defer stopJudging()
 
+	p.handshakers = newWorkers()
+	defer p.handshakers.end()
 	err := p.listen(ctx)
 	p.drain()
 	return err
