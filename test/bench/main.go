@@ -43,6 +43,7 @@ type part struct {
 var parts = []part{
 	{"issuing", issuing.Title, issuing.Method, issuing.Run},
 	{"storms", storms.Title, storms.Method, storms.Run},
+	{"renewals", storms.RenewalsTitle, storms.RenewalsMethod, storms.RunRenewals},
 	{"pacing", pacing.Title, pacing.Method, pacing.Run},
 	{"fleet", storms.FleetTitle, storms.FleetMethod, storms.RunFleet},
 	{"proxy", relays.Title, relays.Method, relays.Run},
@@ -64,7 +65,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	rounds := flags.Int("rounds", 0, "how many rounds to measure, instead of five")
 	only := flags.String("only", "", "the parts to measure, separated by commas; all of them if empty")
 	output := flags.String("o", "", "the directory for benchmarks.md and the folder benchmarks; docs unless set, and a temporary one for a quick run")
-	profiles := flags.String("profiles", "", "the directory for CPU profiles of our programs, taken after the rounds; none if empty")
+	renewals := flags.Duration("renewals", 3*time.Minute, "how long renewals at a steady rate go on")
+	strict := flags.Bool("strict", false, "fail where a goal is missed that is not of time, which depends on who else has the machine")
+	profiles := flags.String("profiles", "", "the directory for the profiles themselves, which end up beside the figures as text; they are not kept if empty")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -77,14 +80,42 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	var errs []error
+	o := options{
+		quick: *quick, rounds: *rounds, renewals: *renewals, profiles: *profiles,
+		command: strings.Join(append([]string{"bench"}, args...), " "), folder: filepath.Join(*output, "benchmarks"),
+	}
+	var errs, missed []error
 	for _, w := range wanted {
-		errs = append(errs, one(ctx, w, *quick, *rounds, *profiles, strings.Join(append([]string{"bench"}, args...), " "), filepath.Join(*output, "benchmarks"), out))
+		p, err := one(ctx, w, o, out)
+		errs = append(errs, err)
+		if err == nil && *strict {
+			missed = append(missed, repeated(p))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return write(*output, out)
+	return errors.Join(append(missed, write(*output, out))...)
+}
+
+// options are of all parts.
+type options struct {
+	quick           bool
+	rounds          int // if not the default
+	renewals        time.Duration
+	profiles        string
+	command, folder string
+}
+
+// repeated names the goals that a part missed although what is measured repeats.
+func repeated(p *table.Part) error {
+	var errs []error
+	for _, f := range p.Figures {
+		if !f.Met() && !slices.Contains([]string{"s", "ms", "µs"}, f.Unit) {
+			errs = append(errs, fmt.Errorf("%s: %s, of %s: %.3g %s, and the goal is missed", p.Name, f.Group, f.Of, f.Median(), f.Unit))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func choose(only string) ([]part, error) {
@@ -120,25 +151,25 @@ func outputDir(quick bool) (string, error) {
 }
 
 // one measures a part in a directory of its own.
-func one(ctx context.Context, w part, quick bool, rounds int, profiles, command, folder string, out io.Writer) (err error) {
+func one(ctx context.Context, w part, o options, out io.Writer) (p *table.Part, err error) {
 	dir, err := os.MkdirTemp("", "meshca-bench")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	r, err := rig.NewRun(quick, dir, out)
+	r, err := rig.NewRun(o.quick, dir, out)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.Part(w.name)
-	r.Profiles = profiles
-	r.Rounds = cmp.Or(rounds, r.Rounds)
-	p := &table.Part{
-		Name: w.name, Title: w.title, Method: w.method, Machine: measure.Machine(), Commit: rig.Commit(ctx), Command: command,
-		Quick: quick, Began: time.Now(), Versions: rig.Versions(),
+	r.Profiles, r.Renewals = o.profiles, o.renewals
+	r.Rounds = cmp.Or(o.rounds, r.Rounds)
+	p = &table.Part{
+		Name: w.name, Title: w.title, Method: w.method, Machine: measure.Machine(), Commit: rig.Commit(ctx), Command: o.command,
+		Quick: o.quick, Began: time.Now(), Versions: rig.Versions(),
 	}
 	if err := w.run(ctx, r, p); err != nil {
-		return fmt.Errorf("%s: %w", w.name, err)
+		return nil, fmt.Errorf("%s: %w", w.name, err)
 	}
 	p.Took = time.Since(p.Began).Seconds()
 	for _, f := range p.Figures {
@@ -148,7 +179,7 @@ func one(ctx context.Context, w part, quick bool, rounds int, profiles, command,
 		}
 		fmt.Fprintf(out, "  %-48s %-28s %10.3f %s%s\n", f.Group, f.Of, f.Median(), f.Unit, goal)
 	}
-	return p.Save(folder)
+	return p, p.Save(o.folder)
 }
 
 // write makes the page and its pictures from all raw figures.

@@ -106,6 +106,12 @@ func (b *bench) round(ctx context.Context, round int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	last := round == b.run.Rounds-1
+	if last {
+		if err := b.run.Heap(ctx, b.part, n.ops, "delivery", "agent with all its streams idle"); err != nil {
+			return err
+		}
+	}
 	c := &connects{volumes: n.volumes}
 	if err := b.firstAnswers(ctx, c); err != nil {
 		return err
@@ -113,13 +119,13 @@ func (b *bench) round(ctx context.Context, round int) (err error) {
 	if err := b.newRoot(ctx, n, s); err != nil {
 		return err
 	}
-	if round < b.run.Rounds-1 {
+	if !last {
 		return nil
 	}
 	if err := b.growth(ctx, n, c); err != nil {
 		return err
 	}
-	return b.run.Profile(ctx, n.ops, "delivery", b.run.For(5*time.Second), func(ctx context.Context) error {
+	return b.run.Profile(ctx, b.part, n.ops, "delivery", "agent while streams come and go", b.run.For(5*time.Second), func(ctx context.Context) error {
 		return c.run(ctx, b.run.Count(5000), 16, nil)
 	})
 }

@@ -70,7 +70,7 @@ func startNode(ctx context.Context, r *rig.Run, m *rig.Mesh, self rig.Pod, round
 	p, stop, err := r.Start(fmt.Sprintf("agent-%d", round), program, append([]string{
 		"node", "--ca", m.Address, "--trust-anchor", m.Anchor, "--token-file", token, "--kubelet-dir", n.kubelet,
 		"--node-state-dir", filepath.Join(dir, "state"), "--allow-state-on-disk", "--ops-listen", "127.0.0.1:0",
-	}, r.Profiled()...)...)
+	}, rig.Profiled()...)...)
 	if err != nil {
 		return n, err
 	}

@@ -40,7 +40,7 @@ const callersPerConnection = 8
 
 // Run measures into p.
 func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
-	m, err := r.StartMesh(ctx, r.Profiled()...)
+	m, err := r.StartMesh(ctx, rig.Profiled()...)
 	if err != nil {
 		return err
 	}
@@ -88,8 +88,8 @@ func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
 		p.Add("resident memory after each round", "meshca", "MiB", float64(memory.Resident())/(1<<20))
 	}
 	goals(p)
-	return r.Profile(ctx, m.Ops, "issuing", 5*time.Second, func(ctx context.Context) error {
-		_, err := l.closedLoop(ctx, 64, 5*time.Second)
+	return r.Profile(ctx, p, m.Ops, "issuing", "64 callers", r.For(5*time.Second), func(ctx context.Context) error {
+		_, err := l.closedLoop(ctx, 64, r.For(5*time.Second))
 		return err
 	})
 }

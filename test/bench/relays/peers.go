@@ -29,6 +29,7 @@ type relay struct {
 type site struct {
 	name            string // of its files
 	listen, backend string
+	ops             string // where to serve profiles; nowhere if empty
 }
 
 // names of relays in the table.
@@ -61,11 +62,15 @@ func peers(ctx context.Context, r *rig.Run, m *mesh, p *table.Part, connections 
 	found := []*relay{
 		{ours, "proxy", "127.0.0.2", func(s site) ([]string, error) {
 			most := fmt.Sprint(connections)
-			return []string{"env", fmt.Sprint("GOMAXPROCS=", threads), proxy, "--socket", m.socket, "--mode", "STRICT", "--inbound", s.listen + "=" + s.backend,
-				"--max-connections", most, "--max-handshakes-per-source", most, "--drain-time", "1s"}, nil
+			command := []string{"env", fmt.Sprint("GOMAXPROCS=", threads), proxy, "--socket", m.socket, "--mode", "STRICT", "--inbound", s.listen + "=" + s.backend,
+				"--max-connections", most, "--max-handshakes-per-source", most, "--drain-time", "1s"}
+			if s.ops != "" {
+				command = append(append(command, "--ops-listen", s.ops), rig.Profiled()...)
+			}
+			return command, nil
 		}},
 		{bare, "bare", "127.0.0.3", func(s site) ([]string, error) {
-			return []string{"env", fmt.Sprint("GOMAXPROCS=", threads), plain, "-listen", s.listen, "-backend", s.backend, "-chain", m.chain, "-key", m.key, "-root", m.root}, nil
+			return []string{"env", fmt.Sprint("GOMAXPROCS=", threads), plain, "-listen", s.listen, "-backend", s.backend, "-chain", m.chain, "-key", m.key, "-root", m.root, "-pprof", s.ops}, nil
 		}},
 		{envoy, "envoy", "127.0.0.4", func(s site) ([]string, error) {
 			file, err := c.envoy(s)

@@ -97,7 +97,39 @@ func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
 		}
 	}
 	goals(p, counts)
+	for _, kind := range kinds {
+		if kind.name == ours || kind.name == bare {
+			if err := profiled(ctx, r, p, m, kind, counts[0]); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
+}
+
+// profiled takes profiles of a relay that serves them: while connections come, and of
+// as many idle ones.
+func profiled(ctx context.Context, r *rig.Run, p *table.Part, m *mesh, kind *relay, connections int) (err error) {
+	ops, err := freeAddress(kind.host)
+	if err != nil {
+		return err
+	}
+	s, err := startWith(ctx, r, &running{relay: kind, ops: ops}, kind.file+"-profiled", m.client)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := r.Profile(ctx, p, ops, kind.file, kind.name+" with new connections", r.For(5*time.Second), func(ctx context.Context) error {
+		return s.target.connections(ctx, r.Count(10_000))
+	}); err != nil {
+		return err
+	}
+	conns, err := s.target.open(ctx, connections)
+	defer closeAll(conns)
+	if err != nil {
+		return err
+	}
+	return r.Heap(ctx, p, ops, kind.file, fmt.Sprintf("%s with %d idle connections", kind.name, connections))
 }
 
 // idleCounts are the numbers of idle connections to measure.

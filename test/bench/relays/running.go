@@ -19,6 +19,7 @@ type running struct {
 	*relay
 	target  target
 	backend *backend
+	ops     string // where it serves profiles; nowhere if empty
 	family  []int
 	stops   []func() error
 }
@@ -26,9 +27,12 @@ type running struct {
 // start runs a relay until stop, and returns when it relays. Its files have a
 // name of their own.
 func start(ctx context.Context, r *rig.Run, kind *relay, name string, conf *tls.Config) (*running, error) {
-	s := &running{relay: kind}
+	return startWith(ctx, r, &running{relay: kind}, name, conf)
+}
+
+func startWith(ctx context.Context, r *rig.Run, s *running, name string, conf *tls.Config) (*running, error) {
 	if err := s.start(ctx, r, name, conf); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting %s: %w", kind.name, err), s.stop())
+		return nil, errors.Join(fmt.Errorf("starting %s: %w", s.name, err), s.stop())
 	}
 	return s, nil
 }
@@ -43,7 +47,7 @@ func (s *running) start(ctx context.Context, r *rig.Run, name string, conf *tls.
 		return err
 	}
 	s.target = target{listen, conf}
-	command, err := s.command(site{name: name, listen: listen, backend: s.backend.address()})
+	command, err := s.command(site{name: name, listen: listen, backend: s.backend.address(), ops: s.ops})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshca/meshca/test/bench/table"
 	"github.com/meshca/meshca/test/testenv"
 )
 
@@ -28,9 +30,10 @@ type Run struct {
 	Rounds int
 	Dir    string // temporary, removed after the run
 	Cache  *testenv.Cache
-	// Profiles is the directory for CPU profiles, which are taken after the rounds; none
-	// are if it is empty.
+	// Profiles is the directory for the files of profiles; they are not kept if it is
+	// empty.
 	Profiles string
+	Renewals time.Duration // how long renewals at a steady rate go on
 	// MeshConfig is what StartMesh adds to the CA's configuration file.
 	MeshConfig string
 
@@ -173,45 +176,60 @@ func Versions() map[string]string {
 	return versions
 }
 
-// Profiled are the flags by which our programs let themselves be profiled, where that
-// is wanted.
-func (r *Run) Profiled() []string {
-	if r.Profiles == "" {
-		return nil
-	}
-	return []string{"--pprof"}
-}
+// Profiled are the flags by which our programs let themselves be profiled.
+func Profiled() []string { return []string{"--pprof"} }
 
-// Profile takes a CPU profile of the program with that ops address while load runs.
-func (r *Run) Profile(ctx context.Context, ops, name string, d time.Duration, load func(context.Context) error) error {
-	if r.Profiles == "" {
-		return nil
-	}
-	r.Say("profiling")
+// Profile takes profiles of the program with that ops address, and adds them to a
+// part: of its processor's time while load runs, and of what is on its heap then. title
+// says what load is.
+func (r *Run) Profile(ctx context.Context, p *table.Part, ops, name, title string, d time.Duration, load func(context.Context) error) error {
+	r.Say("profiling: %s", title)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return load(ctx) })
 	group.Go(func() error {
-		return r.fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", ops, max(1, int(d.Seconds()))), name+".pprof")
+		return r.profile(ctx, p, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", ops, max(1, int(d.Seconds()))), name+"-cpu", "processor, "+title)
 	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return r.fetch(context.WithoutCancel(ctx), "http://"+ops+"/debug/pprof/heap?gc=1", name+"-heap.pprof")
+	return group.Wait()
 }
 
-func (r *Run) fetch(ctx context.Context, url, file string) error {
+// Heap adds what is on a program's heap after a collection.
+func (r *Run) Heap(ctx context.Context, p *table.Part, ops, name, title string) error {
+	return r.profile(ctx, p, "http://"+ops+"/debug/pprof/heap?gc=1", name+"-heap", "heap, "+title)
+}
+
+// rows is how much of a profile is kept as text.
+const rows = 70
+
+func (r *Run) profile(ctx context.Context, p *table.Part, url, name, title string) error {
+	folder := cmp.Or(r.Profiles, r.Dir)
+	file := filepath.Join(folder, name+".pprof")
+	if err := fetch(ctx, url, file); err != nil {
+		return fmt.Errorf("profiling: %w", err)
+	}
+	top := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-cum", fmt.Sprint("-nodecount=", rows), file)
+	var said strings.Builder
+	top.Stderr = &said
+	text, err := top.Output()
+	if err != nil {
+		return fmt.Errorf("profiling: go tool pprof: %w: %s", err, said.String())
+	}
+	p.Profiles = append(p.Profiles, table.Profile{Name: name, Title: title, Text: string(text)})
+	return nil
+}
+
+func fetch(ctx context.Context, url, file string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("profiling: %w", err)
+		return err
 	}
 	defer resp.Body.Close()
 	profile, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("profiling: %s: %w", resp.Status, err)
+		return fmt.Errorf("%s: %w", resp.Status, err)
 	}
-	return os.WriteFile(filepath.Join(r.Profiles, file), profile, 0o644)
+	return os.WriteFile(file, profile, 0o644)
 }

@@ -39,7 +39,7 @@ type fleet struct {
 
 // RunFleet measures how long a fleet takes to be back after the CA has died.
 func RunFleet(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
-	m, err := r.StartMesh(ctx, r.Profiled()...)
+	m, err := r.StartMesh(ctx, rig.Profiled()...)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,18 @@ func RunFleet(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
 		r.Say("ready after %v, all back after %v", ready.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 	}
 	p.Find("agents dropped at once: until all are back", of).Goal = table.AtMost(15)
-	return nil
+	if err := r.Heap(ctx, p, w.mesh.Ops, "fleet", "CA with all agents' streams"); err != nil {
+		return err
+	}
+	if err := w.mesh.CA.Kill(); err != nil {
+		return err
+	}
+	if err := w.mesh.StartCA(ctx); err != nil {
+		return err
+	}
+	return r.Profile(ctx, p, w.mesh.Ops, "fleet", "CA while agents come back", r.For(10*time.Second), func(ctx context.Context) error {
+		return f.wait(ctx, w, 2*time.Minute)
+	})
 }
 
 func (f *fleet) add(w *world, i int, pod rig.Pod) (*agent.Host, error) {

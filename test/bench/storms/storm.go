@@ -130,8 +130,16 @@ func (w *world) calmly(ctx context.Context, pods []int) error {
 // steadyRate is how many renew in a second.
 const steadyRate = 1000
 
+// What steady measures, and of whom.
+const (
+	oneCore      = "meshca on one core"
+	p99Group     = "latency of a renewal, p99"
+	refusedGroup = "refused"
+	growthGroup  = "memory's growth, from the second quarter to the last"
+)
+
 // steady has pods renew at a rate, at a CA that has one core.
-func (w *world) steady(ctx context.Context, p *table.Part, d time.Duration) error {
+func (w *world) steady(ctx context.Context, r *rig.Run, p *table.Part, d time.Duration) error {
 	if err := w.restart(ctx); err != nil {
 		return err
 	}
@@ -161,6 +169,7 @@ func (w *world) steady(ctx context.Context, p *table.Part, d time.Duration) erro
 	maker.Go(func() { f.makeCSRs(ctx) })
 	defer maker.Wait()
 	defer cancel()
+	r.Say("renewals for %v", d)
 	began := time.Now()
 	if err := f.run(ctx, d); err != nil {
 		return err
@@ -170,12 +179,12 @@ func (w *world) steady(ctx context.Context, p *table.Part, d time.Duration) erro
 	if err != nil {
 		return err
 	}
-	const of = "meshca on one core"
-	p.Add("renewals, 1,000 a second: p50", of, "ms", f.all.Quantile(0.5).Seconds()*1000)
-	p.Add("renewals, 1,000 a second: p99", of, "ms", f.all.Quantile(0.99).Seconds()*1000)
-	p.Add("renewals, 1,000 a second: refused", of, "", float64(f.refused))
-	p.Add("renewals, 1,000 a second: share of the core", of, "%", 100*(after-used).Seconds()/took.Seconds())
-	p.Add("renewals, 1,000 a second: memory's growth", of, "%", f.growth())
+	p.Add("seconds of it", oneCore, "s", took.Seconds())
+	p.Add("latency of a renewal, p50", oneCore, "ms", f.all.Quantile(0.5).Seconds()*1000)
+	p.Add(p99Group, oneCore, "ms", f.all.Quantile(0.99).Seconds()*1000)
+	p.Add(refusedGroup, oneCore, "", float64(f.refused))
+	p.Add("share of the core", oneCore, "%", 100*(after-used).Seconds()/took.Seconds())
+	p.Add(growthGroup, oneCore, "%", f.growth())
 	f.picture(p)
 	return nil
 }
@@ -272,12 +281,15 @@ func (f *flow) growth() float64 {
 	return 100 * (mean(f.memory[3*quarter:])/mean(f.memory[quarter:2*quarter]) - 1)
 }
 
+// points are as many as a picture shows.
+const points = 360
+
 func (f *flow) picture(p *table.Part) {
 	line := table.Line{Name: "resident"}
-	for i, v := range f.memory {
-		line.X, line.Y = append(line.X, float64(i)/2), append(line.Y, v)
+	for i := 0; i < len(f.memory); i += 1 + len(f.memory)/points {
+		line.X, line.Y = append(line.X, float64(i)/2), append(line.Y, f.memory[i])
 	}
 	if len(line.X) > 0 {
-		p.Series = append(p.Series, table.Series{Name: "storms-memory", Title: "Memory at 1,000 renewals a second", X: "seconds", Y: "MiB", Lines: []table.Line{line}})
+		p.Series = append(p.Series, table.Series{Name: "renewals-memory", Title: "Memory at 1,000 renewals a second", X: "seconds", Y: "MiB", Lines: []table.Line{line}})
 	}
 }

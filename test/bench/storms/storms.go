@@ -28,8 +28,14 @@ const (
 connection of its own, on the same two cores. **Cold start**: the CA has just started; 10,000 pods on 200 nodes ask at once, each with its own
 ServiceAccount token and CSR, over connections that are made then. A pod that is told that the CA is busy comes back when it was told
 to, as our agent does, and its latency counts from its first try. **Half renewals**: the same, where half of the nodes' pods have certificates
-already. **Renewals**: 1,000 a second at instants that are drawn, as 10,000 pods that know nothing of each other; the CA is held to one core,
-the load has the other.`
+already.`
+)
+
+// RenewalsTitle and RenewalsMethod head the section of RunRenewals.
+const (
+	RenewalsTitle  = "Renewals at a steady rate"
+	RenewalsMethod = `1,000 a second at instants that are drawn, as 10,000 pods on 200 nodes that know nothing of each other, each with a new key; the CA
+is held to one core, the load has the other.`
 )
 
 // Nodes and pods on each, of a cold start.
@@ -39,8 +45,26 @@ const (
 )
 
 // Run measures into p.
-func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
-	m, err := r.StartMesh(ctx, r.Profiled()...)
+func Run(ctx context.Context, r *rig.Run, p *table.Part) error {
+	return inWorld(ctx, r, func(w *world) error { return w.storms(ctx, r, p) })
+}
+
+// RunRenewals measures into p.
+func RunRenewals(ctx context.Context, r *rig.Run, p *table.Part) error {
+	return inWorld(ctx, r, func(w *world) error {
+		if err := w.steady(ctx, r, p, r.For(r.Renewals)); err != nil {
+			return err
+		}
+		p.Find(p99Group, oneCore).Goal = table.AtMost(50)
+		p.Find(refusedGroup, oneCore).Goal = table.AtMost(0)
+		p.Find(growthGroup, oneCore).Goal = table.AtMost(5)
+		return nil
+	})
+}
+
+// inWorld runs f with a CA and the pods that are to ask it.
+func inWorld(ctx context.Context, r *rig.Run, f func(*world) error) (err error) {
+	m, err := r.StartMesh(ctx, rig.Profiled()...)
 	if err != nil {
 		return err
 	}
@@ -60,6 +84,10 @@ func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
 	if err != nil {
 		return err
 	}
+	return f(w)
+}
+
+func (w *world) storms(ctx context.Context, r *rig.Run, p *table.Part) error {
 	for round := range r.Rounds {
 		r.Say("cold start, round %d of %d", round+1, r.Rounds)
 		if err := w.coldStart(ctx, p); err != nil {
@@ -70,17 +98,10 @@ func Run(ctx context.Context, r *rig.Run, p *table.Part) (err error) {
 			return err
 		}
 	}
-	r.Say("renewals at a steady rate")
-	if err := w.steady(ctx, p, r.For(3*time.Minute)); err != nil {
-		return err
-	}
 	p.Find("cold start: until all have a certificate", w.of()).Goal = table.AtMost(10)
 	p.Find("cold start: pods without a certificate", w.of()).Goal = table.AtMost(0)
 	p.Find("cold start: p99 of a pod's first certificate", w.of()).Goal = table.AtMost(2)
-	p.Find("renewals, 1,000 a second: p99", "meshca on one core").Goal = table.AtMost(50)
-	p.Find("renewals, 1,000 a second: refused", "meshca on one core").Goal = table.AtMost(0)
-	p.Find("renewals, 1,000 a second: memory's growth", "meshca on one core").Goal = table.AtMost(5)
-	return nil
+	return w.profiled(ctx, r, p)
 }
 
 // of names the pods in figures: a quick run has fewer.
@@ -193,6 +214,17 @@ func (w *world) coldStart(ctx context.Context, p *table.Part) error {
 		return fmt.Errorf("cold start: %w", s.err)
 	}
 	return nil
+}
+
+// profiled is one more cold start, for its profile.
+func (w *world) profiled(ctx context.Context, r *rig.Run, p *table.Part) error {
+	if err := w.restart(ctx); err != nil {
+		return err
+	}
+	if err := w.renew(w.all()); err != nil {
+		return err
+	}
+	return r.Profile(ctx, p, w.mesh.Ops, "cold-start", "cold start", r.For(5*time.Second), func(ctx context.Context) error { return w.storm(ctx).err })
 }
 
 // byNode is the mean latency of the fastest and of the slowest node, in seconds.

@@ -70,6 +70,16 @@ func (p *Part) section(b *strings.Builder, folder string) {
 	for _, s := range p.Series {
 		fmt.Fprintf(b, "\n![%s](%s/%s.svg)\n", s.Title, folder, s.Name)
 	}
+	for i, f := range p.Profiles {
+		lead := ", "
+		if i == 0 {
+			lead = "\nWhere it goes, taken after the rounds: "
+		}
+		fmt.Fprintf(b, "%s[%s](%s/%s.txt)", lead, f.Title, folder, f.Name)
+	}
+	if len(p.Profiles) > 0 {
+		b.WriteString(".\n")
+	}
 	fmt.Fprintf(b, "\n%s, in %s, on %s; commit %s; `%s`; raw figures: [%s.json](%s/%s.json).", p.Began.UTC().Format("2006-01-02 15:04 UTC"),
 		(time.Duration(p.Took) * time.Second).String(), p.Machine, p.Commit, p.Command, p.Name, folder, p.Name)
 	for i, name := range slices.Sorted(maps.Keys(p.Versions)) {

@@ -65,6 +65,15 @@ type Part struct {
 	Took     float64           `json:"took_seconds"`
 	Figures  []*Figure         `json:"figures"`
 	Series   []Series          `json:"series,omitempty"`
+	Profiles []Profile         `json:"profiles,omitempty"`
+}
+
+// Profile is where the time or the memory of a program of a part goes: what pprof's
+// table says.
+type Profile struct {
+	Name  string `json:"name"`  // of its file
+	Title string `json:"title"` // what, and of what
+	Text  string `json:"-"`     // is that file
 }
 
 // Series is a curve or a histogram, for a picture.
@@ -113,6 +122,11 @@ func (p *Part) Save(dir string) error {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("writing the results of %s: %w", p.Name, err)
+	}
+	for _, f := range p.Profiles {
+		if err := os.WriteFile(filepath.Join(dir, f.Name+".txt"), []byte(f.Text), 0o644); err != nil {
+			return fmt.Errorf("writing the results of %s: %w", p.Name, err)
+		}
 	}
 	return os.WriteFile(filepath.Join(dir, p.Name+".json"), append(content, '\n'), 0o644)
 }

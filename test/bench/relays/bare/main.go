@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	_ "net/http/pprof" // on -pprof
 	"os"
 )
 
@@ -26,12 +28,16 @@ func run(args []string) error {
 	chain := flags.String("chain", "", "the certificate's file, with its intermediates")
 	key := flags.String("key", "", "its key's file")
 	root := flags.String("root", "", "the file with whom clients' certificates must chain to")
+	profiles := flags.String("pprof", "", "where to serve profiles; nowhere if empty")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	conf, err := configuration(*chain, *key, *root)
 	if err != nil {
 		return err
+	}
+	if *profiles != "" {
+		go func() { fmt.Fprintln(os.Stderr, "bare:", http.ListenAndServe(*profiles, nil)) }()
 	}
 	l, err := net.Listen("tcp", *listen)
 	if err != nil {
