@@ -22,7 +22,8 @@ const (
 backend in the bench's own process, two threads or workers a relay. TLS is 1.3 with X25519, P-256 certificates of one CA (a leaf
 and an intermediate from both sides) and AES-128-GCM; nobody gives tickets or resumes sessions; nobody writes an access log; whatever else is
 at its default. That all do the same is checked before the first round. Our proxy gets its certificate from an agent and
-checks SPIFFE IDs; the others have the same certificate in files and check chains. The bare relay is ` + "`test/bench/relays/bare`" + `:
+checks SPIFFE IDs; it remembers the paths of clients that it believed, and the client here shows the same certificates each time, so of three signatures
+it checks one. The others have the same certificate in files and check chains. The bare relay is ` + "`test/bench/relays/bare`" + `:
 crypto/tls and io.Copy, nothing else. Processor time is that of all of a relay's processes.
 A new connection is connecting, the handshake, 64 bytes there and back, and the close, by eight clients at once. Requests are 64
 bytes there and back on 16 kept connections, each the next when the last was answered. Bulk is 64 KiB writes on four
