@@ -9,8 +9,8 @@ import (
 type digest [sha256.Size]byte
 
 // memo remembers what was found out about bytes that come again and again: values by
-// the digest of what they are of. It holds no more than a number,
-// and what was not asked for goes first. It may be used by many goroutines.
+// the digest of what they are of. It holds no more than a number, and what was not
+// asked for goes first. It may be used by many goroutines.
 //
 // identity/token has one of its own, since it imports nothing of ours.
 type memo[V any] struct {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// lingers is how long a worker without work stays: its stack has grown to what a
-// handshake needs, which costs as much as a tenth of a handshake each time.
+// lingers is how long a worker without work stays, so that whoever comes next finds a
+// stack that has grown to what a handshake needs.
 const lingers = 100 * time.Millisecond
 
 // workers call functions on goroutines of their own. A handshake makes a stack grow
